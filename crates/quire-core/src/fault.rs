@@ -1,0 +1,212 @@
+//! The one way a fault is resolved.
+//!
+//! A fault arrives either at a handler thread (`serve`, pmap `uffd`) or in a signal handler of the
+//! faulting thread (`on_signal`: pmap `inline`, poisoned pages, writes to a read-only mapping, the
+//! child of a fork). Both find the map entry and look at the page's state; the one that moves the
+//! page from ABSENT to LOADING owns it and loads it, all others wait for that page only.
+//!
+//! Loading itself, and what a page shows that cannot be loaded, is in `load.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::counters::count;
+use crate::errors::{FaultCode, StoreError};
+use crate::fill::{Task, Work};
+use crate::interrupt;
+use crate::load;
+use crate::memory_object::Condition;
+use crate::page::PageState;
+use crate::pageout;
+use crate::runtime;
+use crate::space::{MapEntry, SPACE};
+use crate::sys::memory;
+use crate::sys::thread;
+use crate::units::{ByteOffset, PageIndex};
+
+/// One look at a page that another thread moves on; it is woken sooner.
+const WAIT: Duration = Duration::from_millis(50);
+/// Filled ahead at most: so many granules, or so many of the store's runs when that is more.
+const WINDOW_MAX: u64 = 16;
+const RUNS_MAX: u64 = 8;
+
+/// Resolves a fault on behalf of a thread that waits in the kernel. Called by handler threads;
+/// `may_wait` says that another of them is free, so that this one may wait for a slow store.
+pub fn serve(address: usize, started_ns: u64, may_wait: bool) {
+    // Not found: it was unmapped meanwhile, which woke the thread.
+    let Some((entry, in_flight)) = SPACE.find(address) else {
+        return;
+    };
+    let (object, page) = (&entry.object, entry.page_at(address));
+    loop {
+        match object.pages.state(page) {
+            PageState::Absent => {
+                if !object.pages.claim(page, PageState::Absent, PageState::Loading) {
+                    continue;
+                }
+                fill_ahead(&entry, page);
+                let waits = object.pager.store().is_slow() && object.condition() == Condition::Healthy;
+                if waits && !may_wait {
+                    let work = Work::Demand { page, started_ns };
+                    entry.fill.get().submit(Task { entry: Arc::clone(&entry), work, in_flight });
+                } else {
+                    load::load(&entry, page, started_ns);
+                    collapse_later(&entry, page);
+                }
+                return;
+            }
+            PageState::Loading => {
+                if object.pages.count_waiter(page, PageState::Loading) {
+                    count(&object.counters.waits);
+                    fill_ahead(&entry, page);
+                    return; // the owner wakes the thread
+                }
+            }
+            PageState::Resident | PageState::Poisoned => {
+                entry.pmap.get().wake(entry.page_range(page));
+                return;
+            }
+            PageState::Evicting => object.pages.wait_left(page, PageState::Evicting, WAIT),
+        }
+    }
+}
+
+/// Resolves a fault that arrived as a signal in the faulting thread; false when the address is not
+/// quire's, or nothing can be done.
+pub fn on_signal(signal: i32, address: usize, write: Option<bool>) -> bool {
+    let started_ns = thread::now_ns();
+    let Some((entry, _in_flight)) = SPACE.find(address) else {
+        return false;
+    };
+    if !entry.armed.load(std::sync::atomic::Ordering::Acquire) {
+        return arm_or_fill(&entry, address);
+    }
+    let page = entry.page_at(address);
+    let mended = if signal == libc::SIGSEGV && write == Some(false) {
+        true // the range was inaccessible when it was touched and has been made ready since
+    } else if signal == libc::SIGSEGV {
+        allow_stray_write(&entry, page, address)
+    } else if entry.pmap.get().faults_are_signals() {
+        load_here(&entry, page, started_ns)
+    } else {
+        unpoison(&entry, page)
+    };
+    if let Some(failure) = entry.object.failure() {
+        interrupt::raise_here(&failure);
+    }
+    mended
+}
+
+fn load_here(entry: &Arc<MapEntry>, page: PageIndex, started_ns: u64) -> bool {
+    let object = &entry.object;
+    let mut waited = false;
+    loop {
+        match object.pages.state(page) {
+            PageState::Absent => {
+                if object.pages.claim(page, PageState::Absent, PageState::Loading) {
+                    fill_ahead(entry, page);
+                    let loaded = load::load(entry, page, started_ns);
+                    collapse_later(entry, page);
+                    return loaded;
+                }
+            }
+            PageState::Resident => return true,
+            state => {
+                if !waited && state == PageState::Loading {
+                    waited = true;
+                    count(&object.counters.waits);
+                    fill_ahead(entry, page);
+                }
+                object.pages.wait_left(page, state, WAIT);
+            }
+        }
+    }
+}
+
+/// Puts filler in place of poison, when all threads that waited for the page have met it: one that
+/// is slow to wake would otherwise read filler and not be told.
+fn unpoison(entry: &MapEntry, page: PageIndex) -> bool {
+    let object = &entry.object;
+    let mut met = false;
+    loop {
+        match object.pages.state(page) {
+            PageState::Poisoned if !met => {
+                met = true;
+                if object.pages.met_poison(page) > 0 {
+                    object.pages.wait_left(page, PageState::Poisoned, WAIT);
+                }
+            }
+            PageState::Poisoned => {
+                if object.pages.claim(page, PageState::Poisoned, PageState::Loading) {
+                    let cost = object.load_cost();
+                    pageout::reserve(entry, cost);
+                    entry.pmap.get().remove(&[entry.page_range(page)]);
+                    return load::install_filler(entry, page, cost);
+                }
+            }
+            PageState::Resident | PageState::Absent => return true, // the instruction runs again
+            state => object.pages.wait_left(page, state, WAIT),
+        }
+    }
+}
+
+/// A store to a read-only mapping by code that ignored the array's flag: the mapping fails, and
+/// the page becomes writable so that the thread can go on to the exception.
+#[allow(unsafe_code)]
+fn allow_stray_write(entry: &MapEntry, page: PageIndex, address: usize) -> bool {
+    let offset = ByteOffset((address - entry.range.start) as u64);
+    let message = "a write to a mapping that was opened with mode \"r\" (read-only)";
+    entry.object.fail(page, StoreError::new(FaultCode::Protection, offset, message));
+    // A whole granule: the kernel installs pages only within one of its own map entries.
+    // SAFETY: a granule of our own mapping; only its protection changes.
+    unsafe { memory::protect(entry.page_range(page), libc::PROT_READ | libc::PROT_WRITE) }.is_ok()
+}
+
+/// In the child of a fork: makes the range ready; where that is refused, the touch gets filler and
+/// the error.
+#[allow(unsafe_code)]
+fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
+    let Err(error) = runtime::rearm() else {
+        return true;
+    };
+    let offset = ByteOffset((address - entry.range.start) as u64);
+    let message = format!("the mapping could not be made ready in the child of a fork: {error}");
+    entry.object.fail(entry.page_at(address), StoreError::new(FaultCode::Io, offset, message));
+    let filled = load::cover_with_filler(entry.page_range(entry.page_at(address)));
+    if let Some(failure) = entry.object.failure() {
+        interrupt::raise_here(&failure);
+    }
+    filled
+}
+
+/// Hands the pages that the sequential detector asks for to the fill threads, in runs that the
+/// store likes to read at once.
+fn fill_ahead(entry: &Arc<MapEntry>, page: PageIndex) {
+    let object = &entry.object;
+    let granule = object.granule.0;
+    let run = (object.pager.store().run().0 / granule).max(1);
+    let limit = (RUNS_MAX * run).max(WINDOW_MAX).min(object.account.budget().0 / (8 * granule));
+    let mut ahead = object.readahead.lock().note(page, limit, object.page_count().0);
+    while ahead.start < ahead.end && !entry.is_closing() {
+        // Runs end where the store's own units do.
+        let end = ((ahead.start / run + 1) * run).min(ahead.end);
+        let claimed = (ahead.start..end)
+            .take_while(|page| object.pages.claim(PageIndex(*page), PageState::Absent, PageState::Loading))
+            .count() as u64;
+        if claimed > 0 {
+            let work = Work::Ahead { first: PageIndex(ahead.start), count: claimed };
+            let in_flight = object.enter();
+            entry.fill.get().submit(Task { entry: Arc::clone(entry), work, in_flight });
+        }
+        ahead.start += claimed.max(1);
+    }
+}
+
+/// Has the huge page around a new resident page made, when it was the last that was missing.
+fn collapse_later(entry: &Arc<MapEntry>, page: PageIndex) {
+    if load::completes_huge_page(entry, page) {
+        let in_flight = entry.object.enter();
+        let work = Work::Collapse { page };
+        entry.fill.get().submit(Task { entry: Arc::clone(entry), work, in_flight });
+    }
+}

@@ -1,0 +1,53 @@
+//! The paging core of quire. No interpreter: nothing here knows Python, so that nothing on the
+//! fault path can wait for it.
+//!
+//! # Layers, top to bottom
+//!
+//! ```text
+//!   mapping            what the interpreter's side holds
+//!   runtime            what runs while there are mappings; fork
+//!   fault              resolves a fault
+//!   fill               threads that load on nobody's stack
+//!   load  pageout      load pages; evict pages
+//!   space              map entries by address
+//!   memory_object      pages, pager, account, condition
+//!   page_cache  pager  pmap   budgets; where pages come from; translations
+//!   page  policy  readahead   states; victims; sequences
+//!   store              bytes
+//!   sys                system calls
+//!   units errors counters interrupt buffers   used by all
+//! ```
+//!
+//! # Lock order
+//!
+//! `runtime::RUNTIME` (held while threads are started and joined), then `space::SPACE`; all others are
+//! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler}`,
+//! `FillPool`, `ZstdStore::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
+//! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
+//! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
+//! leaves. No lock of ours is ever held while user memory is touched, so a signal handler that resolves
+//! a fault may take any of them.
+
+#![deny(unsafe_code)]
+
+pub mod buffers;
+pub mod counters;
+pub mod errors;
+pub mod fault;
+pub mod fill;
+pub mod interrupt;
+pub mod load;
+pub mod mapping;
+pub mod memory_object;
+pub mod page;
+pub mod page_cache;
+pub mod pageout;
+pub mod pager;
+pub mod pmap;
+pub mod policy;
+pub mod readahead;
+pub mod runtime;
+pub mod space;
+pub mod store;
+pub mod sys;
+pub mod units;

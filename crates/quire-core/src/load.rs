@@ -1,0 +1,261 @@
+//! Loads pages that their caller owns (LOADING) and moves them on.
+//!
+//! A page that cannot be filled: the object is marked, the error goes to every thread that
+//! touches it from then on, and the page shows 0xFF filler (NaN, −1, invalid UTF-8: never
+//! plausible zeros) for the rest of the C call that touched it.
+
+use std::time::Duration;
+
+use crate::buffers;
+use crate::counters::{add, count};
+use crate::errors::{FaultCode, StoreError};
+use crate::interrupt;
+use crate::memory_object::Condition;
+use crate::page::{AHEAD, BAD, PageState, REFERENCED};
+use crate::page_cache::PAGE_CACHE;
+use crate::pageout;
+use crate::space::{MapEntry, SPACE};
+use crate::sys::memory::{self, Range};
+use crate::sys::thread;
+use crate::units::{ByteCount, PageIndex};
+
+const FILLER: u8 = 0xFF;
+const INSTALL_TRIES: u32 = 50;
+
+/// Loads a page that a thread touched at `started_ns` of the monotonic clock. False only when not
+/// even filler could be installed.
+pub fn load(entry: &MapEntry, page: PageIndex, started_ns: u64) -> bool {
+    let object = &entry.object;
+    let cost = object.load_cost();
+    pageout::reserve(entry, cost);
+    let done = match fill_and_install(entry, page, 1) {
+        Ok(()) => {
+            finish_filled(entry, page, REFERENCED, cost);
+            true
+        }
+        Err(error) => cannot_fill(entry, page, error, cost),
+    };
+    count(&object.counters.faults);
+    object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
+    done
+}
+
+/// Loads `pages` from `first` on ahead of need, by one read. Gives up without a word when there is
+/// no room or an error: a thread that needs a page of them meets the error itself.
+pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
+    let object = &entry.object;
+    let run = (first.0..first.0 + pages).map(PageIndex);
+    let cost = object.run_cost(pages);
+    let wanted = !entry.is_closing() && object.condition() == Condition::Healthy;
+    if !wanted || !pageout::try_reserve(entry, cost) {
+        run.for_each(|page| give_up(entry, page));
+        return;
+    }
+    let filled = fill_and_install(entry, first, pages);
+    if filled.is_err() {
+        let ranges: Vec<Range> = run.clone().map(|page| entry.page_range(page)).collect();
+        entry.pmap.get().remove(&ranges); // those that were installed before the error
+    }
+    // Each page keeps its own share; what the buffers took is given back with the first.
+    let share = ByteCount(object.granule.0);
+    PAGE_CACHE.release(&object.account, ByteCount(cost.0 - pages * share.0));
+    for page in run {
+        if filled.is_ok() {
+            count(&object.counters.readahead_fills);
+            finish_filled(entry, page, AHEAD, share);
+        } else {
+            give_up(entry, page);
+            PAGE_CACHE.release(&object.account, share);
+        }
+    }
+}
+
+/// Reads `pages` from `first` on into a buffer and installs them; their states do not change.
+fn fill_and_install(entry: &MapEntry, first: PageIndex, pages: u64) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let offset = first.offset(object.granule);
+    if let Some(failure) = object.failure() {
+        return Err(failure.error);
+    }
+    let mut buffer = buffers::take(ByteCount(pages * object.granule.0))
+        .map_err(|error| StoreError::new(FaultCode::Io, offset, error.to_string()))?;
+    let len = (pages * object.granule.0).min(object.mapped.0 - offset.0);
+    let bytes = buffer.slice_mut(ByteCount(len).as_usize());
+    let installed = object.pager.get_page(offset, bytes, &object.counters).and_then(|()| {
+        let chunks = bytes.chunks(object.granule.as_usize());
+        (first.0..).zip(chunks).try_for_each(|(page, chunk)| install(entry, PageIndex(page), chunk))
+    });
+    buffers::give(buffer);
+    installed
+}
+
+fn finish_filled(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount) {
+    let object = &entry.object;
+    count(&object.counters.fills);
+    add(&object.counters.fill_bytes, object.page_len(page) as u64);
+    make_resident(entry, page, flags, cost);
+}
+
+/// Whether `page` lies in an aligned range of granules that could be one huge page and are all
+/// resident.
+pub fn completes_huge_page(entry: &MapEntry, page: PageIndex) -> bool {
+    let resident = |page: u64| entry.object.pages.state(PageIndex(page)) == PageState::Resident;
+    entry.huge_block(page).is_some_and(|block| block.into_iter().all(resident))
+}
+
+/// Makes a huge page of the granules around `page`: scattered small pages cost a reader of the
+/// whole array up to twice the time, as measured by `bench/hot_rows.py`.
+#[allow(unsafe_code)]
+pub fn collapse(entry: &MapEntry, page: PageIndex) {
+    if let Some(block) = entry.huge_block(page).filter(|_| completes_huge_page(entry, page)) {
+        let start = entry.page_range(PageIndex(block.start)).start;
+        // SAFETY: part of our own mapping, which the task's guard keeps mapped.
+        unsafe { memory::collapse(Range { start, len: memory::HUGE_BYTES }) }
+    }
+}
+
+/// The last resort: plain memory full of filler in place of a range of ours, out of reach of the
+/// pmap.
+#[allow(unsafe_code)]
+pub fn cover_with_filler(range: Range) -> bool {
+    // SAFETY: a range of our own mapping that holds no data (not resident, owned by the caller);
+    // the memory is fresh, writable and as long as the fill.
+    unsafe {
+        memory::reserve_at(range, libc::PROT_READ | libc::PROT_WRITE).is_ok_and(|()| {
+            std::ptr::write_bytes(range.start as *mut u8, FILLER, range.len);
+            true
+        })
+    }
+}
+
+fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8]) -> Result<(), StoreError> {
+    let range = entry.page_range(page);
+    for _ in 0..INSTALL_TRIES {
+        match entry.pmap.get().install(range.start, bytes) {
+            Ok(()) => return Ok(()),
+            Err(libc::ENOMEM) => {
+                // A memory limit outside of our budgets (cgroup): give back what we can.
+                pageout::evict(entry, ByteCount(bytes.len() as u64 * 4));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(errno) => return Err(refused(entry, page, errno)),
+        }
+    }
+    Err(refused(entry, page, libc::ENOMEM))
+}
+
+fn refused(entry: &MapEntry, page: PageIndex, errno: i32) -> StoreError {
+    StoreError {
+        code: FaultCode::Io,
+        offset: page.offset(entry.object.granule),
+        errno: Some(errno),
+        message: format!("the kernel refused a page: {}", crate::sys::errno_message(errno)),
+    }
+}
+
+fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount) {
+    let object = &entry.object;
+    object.pages.finish(page, PageState::Resident, flags);
+    object.policy.lock().insert(page);
+    PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
+}
+
+/// Moves a page whose load is not going to happen back to ABSENT; who waits for it tries itself.
+fn give_up(entry: &MapEntry, page: PageIndex) {
+    entry.object.pages.finish(page, PageState::Absent, 0);
+    entry.pmap.get().wake(entry.page_range(page));
+}
+
+/// A page on demand that cannot be filled: the object is marked, the page poisoned or filled with
+/// filler.
+fn cannot_fill(entry: &MapEntry, page: PageIndex, error: StoreError, cost: ByteCount) -> bool {
+    let pmap = entry.pmap.get();
+    pmap.remove(&[entry.page_range(page)]); // what an installation that failed half-way left
+    if !entry.object.fail(page, error) {
+        give_up(entry, page);
+        PAGE_CACHE.release(&entry.object.account, cost);
+        return true; // the instruction runs again
+    }
+    if pmap.faults_are_signals() || pmap.poison(entry.page_range(page)).is_err() {
+        return install_filler(entry, page, cost);
+    }
+    entry.object.pages.finish_poisoned(page);
+    PAGE_CACHE.release(&entry.object.account, cost);
+    list_filler(entry, page);
+    pmap.wake(entry.page_range(page));
+    true
+}
+
+/// Lists a page that shows filler or poison; if the interrupt it stands for was acted on
+/// meanwhile, it goes again.
+fn list_filler(entry: &MapEntry, page: PageIndex) {
+    entry.object.filler.lock().push(page);
+    if entry.object.condition() == Condition::Healthy {
+        drop_filler(entry);
+    }
+}
+
+/// Installs filler in a page that the caller owns, charged with `cost`; false when not even that
+/// is possible.
+pub fn install_filler(entry: &MapEntry, page: PageIndex, cost: ByteCount) -> bool {
+    let object = &entry.object;
+    let installed = buffers::take(object.granule).is_ok_and(|mut buffer| {
+        let bytes = buffer.slice_mut(object.page_len(page));
+        bytes.fill(FILLER);
+        let installed = install(entry, page, bytes).is_ok();
+        buffers::give(buffer);
+        installed
+    });
+    if installed {
+        make_resident(entry, page, BAD | REFERENCED, cost);
+        list_filler(entry, page);
+        return true;
+    }
+    let covered = cover_with_filler(entry.page_range(page));
+    if covered {
+        // Unknown to the policy: it cannot be evicted, and stays until the mapping is closed.
+        object.pages.finish(page, PageState::Resident, 0);
+        PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
+    } else {
+        give_up(entry, page);
+        PAGE_CACHE.release(&object.account, cost);
+    }
+    covered
+}
+
+/// The interpreter has acted on an interrupt: filler goes, and pages can be had again.
+pub fn resume() {
+    interrupt::clear();
+    for (entry, _in_flight) in SPACE.all() {
+        if entry.object.resume() {
+            drop_filler(&entry);
+        }
+    }
+}
+
+/// An error of this mapping was delivered: the filler goes, so that the next touch, by this thread
+/// or another, meets the error again rather than the filler.
+pub fn delivered(mapping: u64) {
+    for (entry, _in_flight) in SPACE.all() {
+        if entry.object.id == mapping {
+            drop_filler(&entry);
+        }
+    }
+}
+
+fn drop_filler(entry: &MapEntry) {
+    let pages = &entry.object.pages;
+    let listed = std::mem::take(&mut *entry.object.filler.lock());
+    let mut filler = Vec::new();
+    for page in listed {
+        if pages.has(page, BAD) && pages.claim(page, PageState::Resident, PageState::Evicting) {
+            filler.push((page, entry.page_range(page)));
+        } else if pages.claim(page, PageState::Poisoned, PageState::Loading) {
+            entry.pmap.get().remove(&[entry.page_range(page)]);
+            give_up(entry, page);
+        }
+    }
+    let gone: std::collections::HashSet<PageIndex> = filler.iter().map(|(page, _)| *page).collect();
+    entry.object.policy.lock().retain(&mut |page| !gone.contains(&page));
+    pageout::remove_claimed(entry, &filler);
+}

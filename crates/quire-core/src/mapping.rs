@@ -1,0 +1,253 @@
+//! A mapping: what the interpreter's side holds. Opens a map entry over a store and closes it.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
+use crate::errors::MapError;
+use crate::interrupt::{self, PageError};
+use crate::memory_object::{Condition, MemoryObject};
+use crate::page::PageState;
+use crate::page_cache::{Account, PAGE_CACHE};
+use crate::pager::StorePager;
+use crate::pmap::{self, Rung, RunningPmap};
+use crate::runtime;
+use crate::space::{MapEntry, SPACE};
+use crate::store::Store;
+use crate::sys::fork::ForkCell;
+use crate::sys::lock::Mutex;
+use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
+use crate::units::{ByteCount, PageIndex};
+
+/// Granule of stores that read any length equally well, and of remote ones, where a request costs
+/// as much as many bytes. Chosen by `bench/granule.py`.
+const GRANULE_FAST: ByteCount = ByteCount(64 << 10);
+const GRANULE_SLOW: ByteCount = ByteCount(256 << 10);
+/// Smaller frames are filled several at a time.
+const GRANULE_ZSTD_LEAST: u64 = 64 << 10;
+/// Smallest granule that is made part of huge pages.
+const GRANULE_HUGE_LEAST: ByteCount = ByteCount(16 << 10);
+/// A granule chosen by default takes at most this part of the budget.
+const GRANULE_SHARE: u64 = 16;
+
+/// How to map.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Bytes that may be resident; the process-wide budget alone when absent.
+    pub budget: Option<ByteCount>,
+    /// Bytes of a granule; chosen by the store when absent.
+    pub granule: Option<ByteCount>,
+    /// Name of the pmap; the best that works when absent.
+    pub pmap: Option<String>,
+    /// Further tries of a read that fails in a way that may pass.
+    pub retries: u32,
+}
+
+/// A mapped store; unmapped on drop.
+pub struct Mapping {
+    range: Range,
+    object: Arc<MemoryObject>,
+    pmap_name: &'static str,
+    watches: bool,
+    /// Gone when unmapped, and with it the pmap's descriptors.
+    entry: Mutex<Option<Arc<MapEntry>>>,
+}
+
+impl Mapping {
+    /// Maps all of `store`.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn open(store: Arc<dyn Store>, options: &Options) -> Result<Self, MapError> {
+        let rung = choose(options.pmap.as_deref())?;
+        let kind = rung.kind.expect("a chosen rung has a kind");
+        let budget = options.budget.unwrap_or(PAGE_CACHE.account.budget());
+        let granule = granule(&*store, options.granule, budget)?;
+        let slow = store.is_slow();
+        let object = MemoryObject::new(StorePager::new(store, options.retries), granule, budget)?;
+        let (pmap, fill) = runtime::acquire(kind, slow)?;
+        let huge = may_be_huge(&object);
+        let range = match reserve_and_prepare(object.mapped, huge, &*pmap) {
+            Ok(range) => range,
+            Err(error) => {
+                runtime::release();
+                return Err(error);
+            }
+        };
+        let pmap_name = pmap.name();
+        let entry = Arc::new(MapEntry {
+            range,
+            object: Arc::clone(&object),
+            pmap: ForkCell::new(pmap),
+            fill: ForkCell::new(fill),
+            huge,
+            armed: AtomicBool::new(true),
+            closing: AtomicBool::new(false),
+        });
+        SPACE.insert(Arc::clone(&entry));
+        if slow {
+            interrupt::watch();
+        }
+        Ok(Mapping { range, object, pmap_name, watches: slow, entry: Mutex::new(Some(entry)) })
+    }
+
+    /// The addresses of the data, its length rounded up to hardware pages.
+    pub fn range(&self) -> Range {
+        self.range
+    }
+
+    /// The object mapped.
+    pub fn object(&self) -> &Arc<MemoryObject> {
+        &self.object
+    }
+
+    /// Name of the pmap in use.
+    pub fn pmap_name(&self) -> &'static str {
+        self.pmap_name
+    }
+
+    /// Why the mapping has failed, when it has; an interrupt is no failure.
+    pub fn failure(&self) -> Option<PageError> {
+        let failed = self.object.condition() == Condition::Failed;
+        failed.then(|| self.object.failure()).flatten()
+    }
+
+    /// One byte per granule: 1 resident, 0 not.
+    pub fn resident(&self) -> Vec<u8> {
+        let pages = &self.object.pages;
+        (0..pages.len() as u64).map(|p| u8::from(pages.state(PageIndex(p)) == PageState::Resident)).collect()
+    }
+
+    /// Changes the mapping's own budget.
+    ///
+    /// # Errors
+    /// `MapError::Budget` when a load would not fit it.
+    pub fn set_budget(&self, budget: ByteCount) -> Result<(), MapError> {
+        self.object.check_budget(budget)?;
+        self.object.account.set_budget(budget);
+        Ok(())
+    }
+
+    /// Ends it: waits that hang end, pages go, threads stop with the last mapping. The caller has
+    /// made sure that nothing refers to the addresses any more.
+    pub fn unmap(&self) {
+        let Some(entry) = self.entry.lock().take() else { return };
+        entry.closing.store(true, Ordering::Release);
+        SPACE.remove(&entry);
+        entry.object.pager.store().close();
+        entry.object.wait_idle();
+        let armed = entry.armed.load(Ordering::Acquire);
+        if armed {
+            entry.pmap.get().leave(entry.range);
+        }
+        // SAFETY: our own range; no fault or load is under way, no reference is left (contract).
+        unsafe { memory::unmap(entry.range) };
+        PAGE_CACHE.release(&self.object.account, self.object.account.used());
+        add(&RETIRED_FETCHED, self.object.pager.store().bytes_fetched());
+        RETIRED.lock().get_or_insert_default().absorb(&entry.object.counters);
+        if self.watches {
+            interrupt::unwatch();
+        }
+        drop(entry);
+        if armed {
+            runtime::release();
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.unmap();
+    }
+}
+
+/// Changes the process-wide budget.
+///
+/// # Errors
+/// `MapError::Budget` when what the open mappings hold for good, and a load of one, would not fit.
+pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
+    let open = SPACE.all();
+    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.store().standing_bytes().0).sum();
+    let load = open.iter().map(|(entry, _)| 2 * entry.object.load_cost().0).max().unwrap_or(0);
+    let least = ByteCount(standing + load);
+    if budget < least {
+        return Err(MapError::Budget(format!(
+            "a process-wide budget of {budget} bytes cannot hold the open mappings' buffers and pages in \
+             flight: at least {least} bytes are needed; close some mappings first"
+        )));
+    }
+    PAGE_CACHE.account.set_budget(budget);
+    Ok(())
+}
+
+/// Counters of all mappings, present and past.
+pub fn process_counters() -> Counters {
+    let sum = Counters::default();
+    if let Some(retired) = RETIRED.lock().as_ref() {
+        sum.absorb(retired);
+    }
+    SPACE.all().iter().for_each(|(entry, _)| sum.absorb(&entry.object.counters));
+    sum
+}
+
+/// Huge pages are for mappings that nothing of will be evicted: evicting a part of one frees no
+/// memory. Small granules would look for complete huge pages too often.
+fn may_be_huge(object: &MemoryObject) -> bool {
+    let roomy = |account: &Account| object.mapped.0 + object.load_cost().0 <= account.budget().0;
+    object.granule >= GRANULE_HUGE_LEAST && roomy(&object.account) && roomy(&PAGE_CACHE.account)
+}
+
+fn reserve_and_prepare(len: ByteCount, huge: bool, pmap: &dyn RunningPmap) -> Result<Range, MapError> {
+    let range = memory::reserve_aligned(len.as_usize(), HUGE_BYTES, libc::PROT_READ)?;
+    runtime::prepare(range, huge, pmap).inspect_err(|_| {
+        // SAFETY: reserved above, nothing refers to it.
+        unsafe { memory::unmap(range) }
+    })?;
+    Ok(range)
+}
+
+fn choose(name: Option<&str>) -> Result<Rung, MapError> {
+    let ladder = pmap::probe();
+    let known = ladder.iter().map(|rung| rung.name).collect::<Vec<_>>().join(", ");
+    let chosen = match name {
+        Some(name) => ladder
+            .into_iter()
+            .find(|rung| rung.name == name)
+            .ok_or_else(|| MapError::Pmap(format!("there is no pmap {name:?}; there are: {known}")))?,
+        None => ladder.into_iter().find(|rung| rung.works).ok_or_else(|| {
+            MapError::Pmap(format!(
+                "no pmap works here (tried {known}); `quire doctor` says why and how to enable one"
+            ))
+        })?,
+    };
+    if chosen.works {
+        return Ok(chosen);
+    }
+    Err(MapError::Pmap(format!(
+        "pmap {:?} does not work here: {}; {}",
+        chosen.name, chosen.reason, chosen.remedy
+    )))
+}
+
+fn granule(store: &dyn Store, asked: Option<ByteCount>, budget: ByteCount) -> Result<ByteCount, MapError> {
+    let page = page_bytes() as u64;
+    let grain = store.grain().0.max(1);
+    if let Some(asked) = asked {
+        if asked.0 == 0 || !asked.0.is_multiple_of(page) {
+            return Err(MapError::Invalid(format!(
+                "a granule of {asked} bytes is not a positive multiple of the page size, {page}"
+            )));
+        }
+        // A larger one than the whole is the whole.
+        let whole = store.size().checked_round_up(ByteCount(page)).unwrap_or(asked).0.max(page);
+        return Ok(ByteCount(asked.0.min(whole)));
+    }
+    let rounded = |bytes: u64| bytes.div_ceil(page) * page;
+    if grain == 1 {
+        let best = if store.is_slow() { GRANULE_SLOW } else { GRANULE_FAST };
+        return Ok(ByteCount(rounded(best.0.min((budget.0 / GRANULE_SHARE).max(1)))));
+    }
+    let frames = if grain.is_multiple_of(page) { (GRANULE_ZSTD_LEAST / grain).max(1) } else { 1 };
+    Ok(ByteCount(rounded((frames * grain).max(if frames == 1 { grain.max(page) } else { 0 }))))
+}

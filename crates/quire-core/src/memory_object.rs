@@ -1,0 +1,257 @@
+//! A memory object: what can be mapped. It owns the states of its pages, knows its pager, keeps
+//! its own account within the page cache, and remembers when it has failed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::counters::{Counters, add};
+use crate::errors::{FaultCode, MapError, StoreError};
+use crate::interrupt::{self, PageError};
+use crate::page::PageTable;
+use crate::page_cache::{Account, PAGE_CACHE};
+use crate::pager::StorePager;
+use crate::policy::{Policy, clock::Clock};
+use crate::readahead::Readahead;
+use crate::sys::fork::ForkMutex;
+use crate::sys::futex;
+use crate::sys::memory::page_bytes;
+use crate::units::{ByteCount, PageCount, PageIndex};
+
+/// Whether pages can still be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Condition {
+    /// Yes.
+    Healthy = 0,
+    /// A wait was interrupted; faults give filler until the interpreter has acted on it.
+    Interrupted = 1,
+    /// The store failed; faults give filler for ever, and every call says so.
+    Failed = 2,
+}
+
+/// Pages, pager, account and condition.
+pub struct MemoryObject {
+    /// Unique in the process.
+    pub id: u64,
+    /// Bytes in which pages are filled, installed and evicted.
+    pub granule: ByteCount,
+    /// States of the granules.
+    pub pages: PageTable,
+    /// Where pages come from.
+    pub pager: StorePager,
+    /// What is resident and on its way.
+    pub account: Account,
+    /// What happened.
+    pub counters: Counters,
+    /// Which resident page goes next.
+    pub policy: ForkMutex<Box<dyn Policy>>,
+    /// Which pages to fill ahead.
+    pub readahead: ForkMutex<Readahead>,
+    /// Pages that hold filler or poison.
+    pub filler: ForkMutex<Vec<PageIndex>>,
+    /// Bytes of the mapping: the data rounded up to hardware pages.
+    pub mapped: ByteCount,
+    condition: AtomicU8,
+    failure: ForkMutex<Option<PageError>>,
+    in_flight: AtomicU32,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl MemoryObject {
+    /// An object over all of a pager's store, all absent.
+    ///
+    /// # Errors
+    /// `MapError::Budget` when `budget` cannot hold one load, `Invalid` when the store is too large.
+    pub fn new(pager: StorePager, granule: ByteCount, budget: ByteCount) -> Result<Arc<Self>, MapError> {
+        let size = pager.store().size();
+        let mapped = ByteCount(size.0.max(1)) // no bytes at all take a page of zeros
+            .checked_round_up(ByteCount(page_bytes() as u64))
+            .filter(|mapped| mapped.0 < 1 << 47)
+            .ok_or_else(|| MapError::Invalid(format!("{size} bytes cannot be mapped")))?;
+        let object = MemoryObject {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            granule,
+            pages: PageTable::new(mapped.pages(granule))?,
+            account: Account::new(budget),
+            counters: Counters::default(),
+            policy: ForkMutex::new(Box::new(Clock::default())),
+            readahead: ForkMutex::new(Readahead::default()),
+            filler: ForkMutex::new(Vec::new()),
+            mapped,
+            condition: AtomicU8::new(Condition::Healthy as u8),
+            failure: ForkMutex::new(None),
+            in_flight: AtomicU32::new(0),
+            pager,
+        };
+        object.check_budget(budget)?;
+        object.check_budget(PAGE_CACHE.account.budget())?;
+        let standing = object.pager.store().standing_bytes();
+        if !PAGE_CACHE.try_reserve(&object.account, standing) {
+            return Err(MapError::Budget(format!(
+                "the process-wide budget has no room for {standing} bytes of buffers; raise it with set_budget"
+            )));
+        }
+        Ok(Arc::new(object))
+    }
+
+    /// Whether `budget` can hold what the store keeps for good and two loads.
+    ///
+    /// # Errors
+    /// `MapError::Budget`, with what is needed.
+    pub fn check_budget(&self, budget: ByteCount) -> Result<(), MapError> {
+        let standing = self.pager.store().standing_bytes();
+        let least = ByteCount(standing.0.saturating_add(self.load_cost().0.saturating_mul(2)));
+        if budget >= least {
+            return Ok(());
+        }
+        Err(MapError::Budget(format!(
+            "a budget of {budget} bytes cannot hold the pages in flight: at least {least} bytes are needed \
+             for granules of {} bytes; raise the budget, or choose a smaller granule or frame",
+            self.granule
+        )))
+    }
+
+    /// Bytes a load takes at most: its page, the buffer it is filled in, the store's buffers.
+    pub fn load_cost(&self) -> ByteCount {
+        self.run_cost(1)
+    }
+
+    /// As [`MemoryObject::load_cost`], for a load of several pages by one read.
+    pub fn run_cost(&self, pages: u64) -> ByteCount {
+        let read = ByteCount(pages * self.granule.0);
+        ByteCount(2 * read.0 + self.pager.store().buffer_bytes(read).0)
+    }
+
+    /// Number of granules.
+    pub fn page_count(&self) -> PageCount {
+        PageCount(self.pages.len() as u64)
+    }
+
+    /// Bytes of one granule that are mapped: all, but for the last.
+    pub fn page_len(&self, page: PageIndex) -> usize {
+        let start = page.offset(self.granule).0;
+        ByteCount(self.granule.0.min(self.mapped.0 - start)).as_usize()
+    }
+
+    /// The condition now.
+    pub fn condition(&self) -> Condition {
+        match self.condition.load(Ordering::Acquire) {
+            0 => Condition::Healthy,
+            1 => Condition::Interrupted,
+            _ => Condition::Failed,
+        }
+    }
+
+    /// Why pages cannot be had, when they cannot.
+    pub fn failure(&self) -> Option<PageError> {
+        if self.condition() == Condition::Healthy { None } else { self.failure.lock().clone() }
+    }
+
+    /// Notes a failure; false when it was an interrupt that is over. The first real failure stays;
+    /// an interrupt passes.
+    pub fn fail(&self, page: PageIndex, error: StoreError) -> bool {
+        add(&self.counters.errors, 1);
+        let next =
+            if error.code == FaultCode::Interrupted { Condition::Interrupted } else { Condition::Failed };
+        let mut failure = self.failure.lock();
+        if next == Condition::Interrupted && !interrupt::pending() {
+            return false; // it was acted on meanwhile: the page can be had again
+        }
+        if next as u8 > self.condition.load(Ordering::Acquire) {
+            *failure = Some(PageError {
+                error,
+                source: self.pager.store().label().into(),
+                page: page.0,
+                mapping: self.id,
+            });
+            self.condition.store(next as u8, Ordering::Release);
+        }
+        true
+    }
+
+    /// Ends an interrupt; false when there was none.
+    pub fn resume(&self) -> bool {
+        let mut failure = self.failure.lock();
+        let interrupted = self.condition() == Condition::Interrupted;
+        if interrupted {
+            *failure = None;
+            self.condition.store(Condition::Healthy as u8, Ordering::Release);
+        }
+        interrupted
+    }
+
+    /// Counts a fault or load that uses this object until the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Waits until nothing uses the object.
+    pub fn wait_idle(&self) {
+        loop {
+            match self.in_flight.load(Ordering::Acquire) {
+                0 => return,
+                seen => futex::wait(&self.in_flight, seen, Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Forgets all that is resident, every waiter and every lock, in the child of a fork.
+    ///
+    /// # Safety
+    /// Only in the child of a fork while it has one thread, which is in no call of this object.
+    #[allow(unsafe_code)]
+    pub unsafe fn reset_in_child(&self) {
+        // SAFETY: one thread, in no call of ours (contract): no guard, borrow or page is in use.
+        unsafe {
+            self.policy.replace_in_child(Box::new(Clock::default()));
+            self.readahead.replace_in_child(Readahead::default());
+            self.filler.replace_in_child(Vec::new());
+            let failed = self.condition() == Condition::Failed;
+            let note = failed.then(|| self.note_for_child());
+            self.failure.replace_in_child(note);
+            self.pages.reset();
+        }
+        if self.condition() == Condition::Interrupted {
+            self.condition.store(Condition::Healthy as u8, Ordering::Release);
+        }
+        self.in_flight.store(0, Ordering::Relaxed);
+        self.account.reset();
+        self.pager.store().after_fork_in_child();
+        // What the process-wide budget could not hold beside this stays uncharged: the parent held it.
+        let _ = PAGE_CACHE.try_reserve(&self.account, self.pager.store().standing_bytes());
+    }
+
+    /// The parent's failure may be half-written at fork; the child says what is certain.
+    fn note_for_child(&self) -> PageError {
+        PageError {
+            error: StoreError::new(
+                FaultCode::Io,
+                crate::units::ByteOffset(0),
+                "the mapping had failed before this process was forked",
+            ),
+            source: self.pager.store().label().into(),
+            page: 0,
+            mapping: self.id,
+        }
+    }
+}
+
+impl Drop for MemoryObject {
+    fn drop(&mut self) {
+        PAGE_CACHE.account.release(self.account.used());
+    }
+}
+
+/// Keeps [`MemoryObject::wait_idle`] waiting.
+pub struct InFlight(Arc<MemoryObject>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            futex::wake_all(&self.0.in_flight);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The page cache: what is resident, over all mappings, within budgets.
+//!
+//! Two budgets hold at once: one of the process and one per memory object. A load *reserves* what
+//! it will take (its page and the buffers it passes through) before it touches memory, so that
+//! the sum never exceeds a budget; when there is no room, pages are evicted first, and when
+//! nothing can be evicted because every page is on its way, the reservation waits for one.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::sys::futex;
+use crate::units::ByteCount;
+
+/// How long a load that finds nothing to evict waits before it looks again.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Bytes charged against a budget.
+#[derive(Debug)]
+pub struct Account {
+    budget: AtomicU64,
+    used: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Account {
+    /// An empty account.
+    pub const fn new(budget: ByteCount) -> Self {
+        Account { budget: AtomicU64::new(budget.0), used: AtomicU64::new(0), peak: AtomicU64::new(0) }
+    }
+
+    /// The budget.
+    pub fn budget(&self) -> ByteCount {
+        ByteCount(self.budget.load(Ordering::Relaxed))
+    }
+
+    /// Changes the budget; what is over it goes with the next reservations.
+    pub fn set_budget(&self, budget: ByteCount) {
+        self.budget.store(budget.0, Ordering::Relaxed);
+    }
+
+    /// Bytes charged now.
+    pub fn used(&self) -> ByteCount {
+        ByteCount(self.used.load(Ordering::Relaxed))
+    }
+
+    /// The most that was ever charged.
+    pub fn peak(&self) -> ByteCount {
+        ByteCount(self.peak.load(Ordering::Relaxed))
+    }
+
+    /// Charges `bytes` if the budget has room.
+    pub fn try_charge(&self, bytes: ByteCount) -> bool {
+        let budget = self.budget.load(Ordering::Relaxed);
+        let charged = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
+            used.checked_add(bytes.0).filter(|sum| *sum <= budget)
+        });
+        if let Ok(before) = charged {
+            self.peak.fetch_max(before + bytes.0, Ordering::Relaxed);
+        }
+        charged.is_ok()
+    }
+
+    /// Takes a charge back.
+    pub fn release(&self, bytes: ByteCount) {
+        let before = self.used.fetch_sub(bytes.0, Ordering::AcqRel);
+        assert!(before >= bytes.0, "released {} of {before} bytes", bytes.0);
+    }
+
+    /// Forgets all charges, in the child of a fork, where nothing is resident.
+    pub fn reset(&self) {
+        self.used.store(0, Ordering::Relaxed);
+        self.peak.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The process-wide account and the bell that rings when room is made.
+pub struct PageCache {
+    /// Charges of all memory objects.
+    pub account: Account,
+    freed: AtomicU32,
+    waiters: AtomicU32,
+}
+
+/// The one page cache of the process.
+pub static PAGE_CACHE: PageCache = PageCache {
+    account: Account::new(ByteCount(u64::MAX)),
+    freed: AtomicU32::new(0),
+    waiters: AtomicU32::new(0),
+};
+
+impl PageCache {
+    /// Charges `object` and the process, or neither.
+    pub fn try_reserve(&self, object: &Account, bytes: ByteCount) -> bool {
+        if !object.try_charge(bytes) {
+            return false;
+        }
+        if self.account.try_charge(bytes) {
+            return true;
+        }
+        object.release(bytes);
+        false
+    }
+
+    /// Charges both, calling `make_room` for as long as there is none. `make_room` is told whether
+    /// it is the object's own budget that is short, and returns whether it freed anything.
+    pub fn reserve(&self, object: &Account, bytes: ByteCount, mut make_room: impl FnMut(bool) -> bool) {
+        while !self.try_reserve(object, bytes) {
+            let own = object.used().0 + bytes.0 > object.budget().0;
+            if !make_room(own) && self.wait_reserved(object, bytes) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for others to give charges back, for a while in which what is resident is left to those
+    /// who have just got it; true when the charge was made.
+    fn wait_reserved(&self, object: &Account, bytes: ByteCount) -> bool {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.freed.load(Ordering::Acquire);
+            if self.try_reserve(object, bytes) {
+                return true;
+            }
+            let rest = end.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return false;
+            }
+            self.waiters.fetch_add(1, Ordering::AcqRel);
+            futex::wait(&self.freed, seen, rest);
+            self.waiters.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes a charge back from both and tells who waits for room.
+    pub fn release(&self, object: &Account, bytes: ByteCount) {
+        object.release(bytes);
+        self.account.release(bytes);
+        self.ring();
+    }
+
+    /// Tells who waits for room that some may have come (a page became evictable).
+    pub fn ring(&self) {
+        self.freed.fetch_add(1, Ordering::AcqRel);
+        if self.waiters.load(Ordering::Acquire) != 0 {
+            futex::wake_all(&self.freed);
+        }
+    }
+
+    /// Forgets all charges and waiters, in the child of a fork.
+    pub fn reset(&self) {
+        self.account.reset();
+        self.waiters.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_never_exceeds_its_budget() {
+        let account = Account::new(ByteCount(1000));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        if account.try_charge(ByteCount(300)) {
+                            assert!(account.used().0 <= 1000);
+                            account.release(ByteCount(300));
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(account.used(), ByteCount(0));
+        assert!(account.peak().0 <= 1000 && account.peak().0 >= 300);
+    }
+
+    #[test]
+    fn reserve_asks_for_room_and_both_accounts_are_charged() {
+        let cache = PageCache {
+            account: Account::new(ByteCount(100)),
+            freed: AtomicU32::new(0),
+            waiters: AtomicU32::new(0),
+        };
+        let object = Account::new(ByteCount(60));
+        assert!(cache.try_reserve(&object, ByteCount(60)));
+        let mut asked = Vec::new();
+        cache.reserve(&object, ByteCount(50), |own| {
+            asked.push(own);
+            cache.release(&object, ByteCount(60));
+            true
+        });
+        assert_eq!(asked, [true]);
+        assert_eq!((object.used(), cache.account.used()), (ByteCount(50), ByteCount(50)));
+    }
+}

@@ -1,0 +1,68 @@
+//! Pagers move pages between a memory object and its backing.
+
+use crate::counters::{Counters, count};
+use crate::errors::{FaultCode, StoreError};
+use crate::interrupt;
+use crate::store::Store;
+use crate::units::{ByteCount, ByteOffset};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub mod channel;
+pub mod external;
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+
+/// The store pager: fills pages from a [`Store`], tries transient errors again, and fills with
+/// zeros what lies past the end of the data.
+pub struct StorePager {
+    store: Arc<dyn Store>,
+    retries: u32,
+}
+
+impl StorePager {
+    /// A pager that tries a read up to `retries` times again when it fails in a way that may pass.
+    pub fn new(store: Arc<dyn Store>, retries: u32) -> Self {
+        StorePager { store, retries }
+    }
+
+    /// The store behind.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// What the store said last.
+    pub fn get_page(
+        &self,
+        offset: ByteOffset,
+        buf: &mut [u8],
+        counters: &Counters,
+    ) -> Result<(), StoreError> {
+        if self.store.is_slow() {
+            interrupt::watch_again();
+        }
+        let rest = ByteCount(self.store.size().0.saturating_sub(offset.0));
+        let filled = buf.len().min(usize::try_from(rest.0).unwrap_or(usize::MAX));
+        let (data, tail) = buf.split_at_mut(filled);
+        tail.fill(0);
+        let mut backoff = BACKOFF_FIRST;
+        for attempt in 0.. {
+            match self.store.read_at(offset, data) {
+                Ok(()) => break,
+                Err(error) if error.code.is_transient() && attempt < self.retries => {
+                    count(&counters.retries);
+                    if !interrupt::sleep(backoff) {
+                        let message = "interrupted between two tries";
+                        return Err(StoreError::new(FaultCode::Interrupted, offset, message));
+                    }
+                    backoff *= 4;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! What runs while there are mappings: the pmaps' descriptors and threads, and the fill threads.
+//! Started by the first mapping, stopped by the last; made anew in the child of a fork.
+//!
+//! Fork: mappings are not inherited (MADV_DONTFORK), as a child that touched an unregistered page
+//! would silently read zeros. In the child their addresses are held inaccessible; `rearm`, called
+//! by the interpreter after its own fork or else by the first touch, maps and registers them
+//! again, all pages absent.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, Once};
+
+use crate::buffers;
+use crate::counters::RETIRED;
+use crate::errors::MapError;
+use crate::fault;
+use crate::fill::FillPool;
+use crate::interrupt;
+use crate::page_cache::PAGE_CACHE;
+use crate::pmap::{self, Kind, Pmap, RunningPmap};
+use crate::space::{MapEntry, SPACE};
+use crate::sys::fork::{ForkMutex, HeldGuard, at_fork};
+use crate::sys::memory::{self, Range};
+use crate::sys::{signal, thread};
+
+/// Fill threads where every store is fast, per CPU; slow stores ask for their own number.
+const FILL_PER_CPU: usize = 1;
+/// Fill threads for slow stores: requests in flight.
+pub const FILL_SLOW: usize = 16;
+
+struct State {
+    users: usize,
+    uffd: Option<Arc<dyn RunningPmap>>,
+    inline: Option<Arc<dyn RunningPmap>>,
+    fill: Option<Arc<FillPool>>,
+}
+
+const EMPTY: State = State { users: 0, uffd: None, inline: None, fill: None };
+
+static RUNTIME: ForkMutex<State> = ForkMutex::new(EMPTY);
+static RUNTIME_HELD: HeldGuard<MutexGuard<'static, State>> = HeldGuard::new();
+
+fn once_per_process() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| at_fork(before_fork, after_fork_in_parent, after_fork_in_child));
+    signal::install_fault_handlers(fault::on_signal);
+}
+
+impl State {
+    fn pmap(&mut self, kind: Kind) -> Result<Arc<dyn RunningPmap>, MapError> {
+        let place = match kind {
+            Kind::Uffd => &mut self.uffd,
+            Kind::Inline => &mut self.inline,
+        };
+        if place.is_none() {
+            let started = pmap::start(kind).map_err(|errno| MapError::Sys {
+                call: "userfaultfd",
+                errno,
+                message: crate::sys::errno_message(errno),
+            })?;
+            *place = Some(started);
+        }
+        Ok(Arc::clone(place.as_ref().expect("started above")))
+    }
+
+    fn fill(&mut self, slow: bool) -> Result<Arc<FillPool>, MapError> {
+        let pool = self.fill.get_or_insert_default();
+        let threads = if slow { FILL_SLOW } else { FILL_PER_CPU * thread::allowed_cpus().len() };
+        pool.ensure(threads).map_err(|error| MapError::Sys {
+            call: "pthread_create",
+            errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+            message: error.to_string(),
+        })?;
+        Ok(Arc::clone(pool))
+    }
+
+    fn stop_if_unused(&mut self) {
+        if self.users > 0 {
+            return;
+        }
+        let state = std::mem::replace(self, EMPTY);
+        if let Some(pool) = state.fill {
+            pool.stop();
+        }
+        [state.uffd, state.inline].into_iter().flatten().for_each(|pmap| pmap.stop());
+        buffers::clear();
+    }
+}
+
+/// Takes part in the running pmap of a kind and the fill threads; paired with [`release`].
+///
+/// # Errors
+/// When the kernel refuses the pmap or a thread.
+pub fn acquire(kind: Kind, slow: bool) -> Result<(Arc<dyn RunningPmap>, Arc<FillPool>), MapError> {
+    once_per_process();
+    let mut state = RUNTIME.lock();
+    let both = state.pmap(kind).and_then(|pmap| state.fill(slow).map(|fill| (pmap, fill)));
+    if both.is_ok() {
+        state.users += 1;
+    } else {
+        state.stop_if_unused();
+    }
+    both
+}
+
+/// Ends one [`acquire`]; the last stops all threads and waits for them.
+pub fn release() {
+    let mut state = RUNTIME.lock();
+    state.users = state.users.saturating_sub(1);
+    state.stop_if_unused();
+}
+
+/// Prepares a reserved range for faults: not inherited, huge pages only where asked for, entered.
+///
+/// # Errors
+/// `MapError::Sys`.
+pub fn prepare(range: Range, huge: bool, pmap: &dyn Pmap) -> Result<(), MapError> {
+    // SAFETY: a range of ours that is empty.
+    unsafe {
+        memory::advise(range, libc::MADV_DONTFORK).map_err(|errno| sys_error("madvise", errno))?;
+        // A kernel without huge pages refuses this advice, and needs it not.
+        let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        let _ = memory::advise(range, advice);
+    }
+    pmap.enter(range).map_err(|errno| sys_error("UFFDIO_REGISTER", errno))
+}
+
+fn sys_error(call: &'static str, errno: i32) -> MapError {
+    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
+}
+
+extern "C" fn before_fork() {
+    // SAFETY: this is the handler before a fork.
+    unsafe {
+        RUNTIME_HELD.keep(RUNTIME.lock());
+        SPACE.lock_for_fork();
+    }
+}
+
+extern "C" fn after_fork_in_parent() {
+    // SAFETY: `before_fork` took both in this thread.
+    unsafe {
+        SPACE.unlock_after_fork();
+        RUNTIME_HELD.let_go();
+    }
+}
+
+extern "C" fn after_fork_in_child() {
+    // SAFETY: this is the only thread; `before_fork` took both locks in it, so what they guard is
+    // whole. The mappings' addresses are holes (DONTFORK) that belong to us.
+    unsafe {
+        SPACE.unlock_after_fork();
+        RUNTIME_HELD.let_go();
+        let state = std::mem::replace(&mut *RUNTIME.lock(), EMPTY);
+        for pmap in [&state.uffd, &state.inline].into_iter().flatten() {
+            pmap.forget_in_child();
+        }
+        std::mem::forget(state);
+        PAGE_CACHE.reset();
+        buffers::reset_in_child();
+        RETIRED.replace_in_child(None);
+        interrupt::clear();
+        signal::reset_in_child();
+        for entry in SPACE.entries_in_child() {
+            entry.armed.store(false, Ordering::Release);
+            // Failing here leaves a hole: a touch is then a SIGSEGV that finds the entry all the same.
+            let _ = memory::reserve_at(entry.range, libc::PROT_NONE);
+            entry.object.reset_in_child();
+        }
+    }
+}
+
+/// In the child of a fork: maps and registers again what the parent had mapped. A no-op elsewhere.
+///
+/// # Errors
+/// When the kernel refuses; the entries stay inaccessible, and it can be tried again.
+pub fn rearm() -> Result<(), MapError> {
+    let mut state = RUNTIME.lock();
+    for (entry, _in_flight) in SPACE.all() {
+        if !entry.armed.load(Ordering::Acquire) {
+            let armed = rearm_entry(&mut state, &entry);
+            state.users += usize::from(armed.is_ok());
+            armed?;
+        }
+    }
+    Ok(())
+}
+
+fn rearm_entry(state: &mut State, entry: &MapEntry) -> Result<(), MapError> {
+    let kind = if entry.pmap.get().faults_are_signals() { Kind::Inline } else { Kind::Uffd };
+    let pmap = state.pmap(kind)?;
+    let fill = state.fill(entry.object.pager.store().is_slow())?;
+    // SAFETY: our own inaccessible placeholder; the entry is not armed, so under the runtime's
+    // lock no other thread uses its cells.
+    unsafe {
+        prepare(entry.range, entry.huge, &*pmap)?;
+        entry.pmap.replace_in_child(pmap);
+        entry.fill.replace_in_child(fill);
+        // Readable only now: until it was registered a touch would have read zeros.
+        memory::protect(entry.range, libc::PROT_READ)?;
+    }
+    entry.armed.store(true, Ordering::Release);
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! A store whose reads fail or wait according to a plan: fault injection through the one I/O trait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Store;
+use crate::errors::{FaultCode, StoreError};
+use crate::interrupt;
+use crate::units::{ByteCount, ByteOffset};
+
+/// What a read that fails leaves in its buffer.
+const LEFT_BEHIND: u8 = 0xA5;
+
+/// Which reads, and what happens to them.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultPlan {
+    /// Number, from 0, of the first read concerned among those that touch the range.
+    pub first: u64,
+    /// How many; all further ones when absent.
+    pub count: Option<u64>,
+    /// Start of the range.
+    pub offset: ByteOffset,
+    /// Bytes of the range; to the end when absent.
+    pub length: Option<ByteCount>,
+    /// What they fail with; they succeed when absent.
+    pub code: Option<FaultCode>,
+    /// The errno they fail with.
+    pub errno: Option<i32>,
+    /// How long they wait first.
+    pub delay: Duration,
+}
+
+/// Passes reads on, but for those of the plan.
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    plan: FaultPlan,
+    reads: AtomicU64,
+    closed: AtomicBool,
+}
+
+impl FaultyStore {
+    /// Wraps `inner`.
+    pub fn new(inner: Arc<dyn Store>, plan: FaultPlan) -> Self {
+        FaultyStore { inner, plan, reads: AtomicU64::new(0), closed: AtomicBool::new(false) }
+    }
+
+    fn concerns(&self, offset: ByteOffset, len: usize) -> bool {
+        let plan = &self.plan;
+        let end = plan.length.map_or(u64::MAX, |length| plan.offset.0.saturating_add(length.0));
+        let touches = offset.0 < end && offset.0.saturating_add(len as u64) > plan.offset.0;
+        if !touches {
+            return false;
+        }
+        let number = self.reads.fetch_add(1, Ordering::Relaxed);
+        number >= plan.first && plan.count.is_none_or(|count| number - plan.first < count)
+    }
+
+    fn wait(&self, offset: ByteOffset) -> Result<(), StoreError> {
+        let end = Instant::now() + self.plan.delay;
+        while Instant::now() < end {
+            if interrupt::pending() {
+                return Err(StoreError::new(FaultCode::Interrupted, offset, "the delay was interrupted"));
+            }
+            if self.closed.load(Ordering::Acquire) {
+                return Err(StoreError::new(FaultCode::Closed, offset, "the store is closed"));
+            }
+            std::thread::sleep(interrupt::LOOK.min(end - Instant::now().min(end)));
+        }
+        Ok(())
+    }
+}
+
+impl Store for FaultyStore {
+    fn size(&self) -> ByteCount {
+        self.inner.size()
+    }
+
+    fn label(&self) -> &str {
+        self.inner.label()
+    }
+
+    fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError> {
+        if self.concerns(offset, buf.len()) {
+            self.wait(offset)?;
+            if let Some(code) = self.plan.code {
+                // What a failed read leaves is unspecified: nobody may take it for data.
+                buf.fill(LEFT_BEHIND);
+                let message = "a fault that a test injected".into();
+                return Err(StoreError { code, offset, errno: self.plan.errno, message });
+            }
+        }
+        self.inner.read_at(offset, buf)
+    }
+
+    fn grain(&self) -> ByteCount {
+        self.inner.grain()
+    }
+
+    fn run(&self) -> ByteCount {
+        self.inner.run()
+    }
+
+    fn is_slow(&self) -> bool {
+        self.inner.is_slow() || !self.plan.delay.is_zero()
+    }
+
+    fn buffer_bytes(&self, read: ByteCount) -> ByteCount {
+        self.inner.buffer_bytes(read)
+    }
+
+    fn standing_bytes(&self) -> ByteCount {
+        self.inner.standing_bytes()
+    }
+
+    fn bytes_fetched(&self) -> u64 {
+        self.inner.bytes_fetched()
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.inner.close();
+    }
+
+    fn after_fork_in_child(&self) {
+        self.inner.after_fork_in_child();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn plan(code: Option<FaultCode>, delay: Duration) -> FaultPlan {
+        let errno = code.map(|_| libc::EIO);
+        FaultPlan { first: 0, count: None, offset: ByteOffset(0), length: None, code, errno, delay }
+    }
+
+    fn store(plan: FaultPlan) -> FaultyStore {
+        FaultyStore::new(Arc::new(MemoryStore::new("m", vec![7; 100])), plan)
+    }
+
+    #[test]
+    fn just_the_planned_reads_fail() {
+        let store = store(FaultPlan {
+            first: 1,
+            count: Some(1),
+            offset: ByteOffset(50),
+            length: Some(ByteCount(10)),
+            ..plan(Some(FaultCode::Io), Duration::ZERO)
+        });
+        let read = |offset| store.read_at(ByteOffset(offset), &mut [0; 10]);
+        assert!(read(0).is_ok() && read(60).is_ok() && read(45).is_ok());
+        assert_eq!(read(50).unwrap_err().errno, Some(libc::EIO));
+        assert!(read(50).is_ok());
+    }
+
+    #[test]
+    fn a_read_that_fails_leaves_no_data() {
+        let mut buf = [0; 10];
+        assert!(
+            store(plan(Some(FaultCode::Truncated), Duration::ZERO)).read_at(ByteOffset(0), &mut buf).is_err()
+        );
+        assert_eq!(buf, [LEFT_BEHIND; 10]);
+    }
+
+    #[test]
+    fn a_delay_passes_or_ends_with_the_store() {
+        let brief = store(plan(None, Duration::from_millis(30)));
+        let begin = Instant::now();
+        assert!(brief.is_slow() && brief.read_at(ByteOffset(0), &mut [0; 10]).is_ok());
+        assert!(begin.elapsed() >= Duration::from_millis(30));
+        let long = store(plan(None, Duration::from_secs(3600)));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| long.read_at(ByteOffset(0), &mut [0; 10]));
+            long.close();
+            assert_eq!(reader.join().unwrap().unwrap_err().code, FaultCode::Closed);
+        });
+    }
+}

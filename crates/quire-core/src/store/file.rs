@@ -1,0 +1,203 @@
+//! A local file or block device, read by pread(2).
+//!
+//! Size, modification time and inode are noted at open. A read that meets the end too early, or
+//! finds the file modified (looked at no more than once a millisecond, the grain of most file
+//! systems' clocks is coarser), fails: pages of two versions are never mixed. A file that is
+//! *replaced* by rename stays the one that was opened.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Store;
+use crate::errors::{FaultCode, OpenError, StoreError};
+use crate::sys::thread::now_ns;
+use crate::units::{ByteCount, ByteOffset};
+
+const LOOK_NS: u64 = 1_000_000;
+
+/// What identifies one state of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified_s: metadata.mtime(),
+            modified_ns: metadata.mtime_nsec(),
+        }
+    }
+}
+
+/// A file that is open for reading.
+#[derive(Debug)]
+pub struct FileStore {
+    file: File,
+    label: String,
+    size: ByteCount,
+    identity: Identity,
+    looked_ns: AtomicU64,
+    fetched: AtomicU64,
+}
+
+impl FileStore {
+    /// Opens a regular file or a block device.
+    ///
+    /// # Errors
+    /// `OpenError::Io` with the errno; `Format` for a directory, a pipe or a terminal.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let label = path.display().to_string();
+        let refused = |error: io::Error| OpenError::Io {
+            errno: error.raw_os_error(),
+            message: format!("cannot open {label}: {error}"),
+        };
+        // O_NONBLOCK: a pipe without a writer would make open(2) wait for one.
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refused)?;
+        let metadata = file.metadata().map_err(refused)?;
+        let kind = metadata.file_type();
+        let size = if kind.is_file() {
+            metadata.size()
+        } else if kind.is_block_device() {
+            file.seek(SeekFrom::End(0)).map_err(refused)?
+        } else {
+            return Err(OpenError::Format(format!(
+                "{label} is neither a file nor a block device: it cannot be read at an offset"
+            )));
+        };
+        Ok(FileStore {
+            file,
+            size: ByteCount(size),
+            identity: Identity::of(&metadata),
+            label,
+            looked_ns: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+        })
+    }
+
+    /// Identifies the file's state at open: device, inode, size and modification time.
+    pub fn version(&self) -> String {
+        let id = &self.identity;
+        format!("{:x}-{:x}-{:x}-{}.{:09}", id.device, id.inode, self.size.0, id.modified_s, id.modified_ns)
+    }
+
+    /// Fails when the file was modified since it was opened.
+    fn look(&self, offset: ByteOffset, always: bool) -> Result<(), StoreError> {
+        let now = now_ns();
+        if !always && now - self.looked_ns.load(Ordering::Relaxed).min(now) < LOOK_NS {
+            return Ok(());
+        }
+        let metadata = self.file.metadata().map_err(|error| self.io_error(offset, &error))?;
+        let identity = Identity::of(&metadata);
+        if identity.size < self.identity.size {
+            let message = format!(
+                "{} was truncated: it had {} bytes at open and has {} now",
+                self.label, self.identity.size, identity.size
+            );
+            return Err(StoreError::new(FaultCode::Truncated, offset, message));
+        }
+        if identity != self.identity {
+            let message = format!("{} was modified after it was opened: open it again", self.label);
+            return Err(StoreError::new(FaultCode::Changed, offset, message));
+        }
+        self.looked_ns.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn io_error(&self, offset: ByteOffset, error: &io::Error) -> StoreError {
+        StoreError::from_io(offset, &format!("reading {}", self.label), error)
+    }
+}
+
+impl Store for FileStore {
+    fn size(&self) -> ByteCount {
+        self.size
+    }
+
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset.0 + done as u64) {
+                Ok(0) => {
+                    let at = ByteOffset(offset.0 + done as u64);
+                    self.look(at, true)?;
+                    let message =
+                        format!("{} ends before the {} bytes it had at open", self.label, self.size);
+                    return Err(StoreError::new(FaultCode::Truncated, at, message));
+                }
+                Ok(got) => done += got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.io_error(ByteOffset(offset.0 + done as u64), &error)),
+            }
+        }
+        self.fetched.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.look(offset, false)
+    }
+
+    fn bytes_fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::Command;
+
+    fn file_of(bytes: &[u8]) -> (tempfile::NamedTempFile, FileStore) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let store = FileStore::open(file.path()).unwrap();
+        (file, store)
+    }
+
+    #[test]
+    fn reads_any_range() {
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+        let (_file, store) = file_of(&bytes);
+        let mut buf = vec![0; 777];
+        store.read_at(ByteOffset(4001), &mut buf).unwrap();
+        assert_eq!(buf, bytes[4001..4778]);
+        assert_eq!((store.size(), store.bytes_fetched()), (ByteCount(10_000), 777));
+    }
+
+    #[test]
+    fn truncation_is_told_from_other_changes() {
+        let (file, store) = file_of(&[1; 9000]);
+        file.as_file().set_len(5000).unwrap();
+        let error = store.read_at(ByteOffset(4096), &mut [0; 4096]).unwrap_err();
+        assert_eq!((error.code, error.offset), (FaultCode::Truncated, ByteOffset(5000)));
+        let (mut file, store) = file_of(&[1; 9000]);
+        file.write_all(b"more").unwrap();
+        let error = store.read_at(ByteOffset(0), &mut [0; 16]).unwrap_err();
+        assert_eq!(error.code, FaultCode::Changed);
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        assert!(matches!(FileStore::open(Path::new("/")), Err(OpenError::Format(_))));
+        assert!(matches!(FileStore::open(Path::new("/dev/null")), Err(OpenError::Format(_))));
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(matches!(FileStore::open(&pipe), Err(OpenError::Format(_))), "without waiting for a writer");
+        let missing = FileStore::open(Path::new("/no/such/file"));
+        assert!(matches!(missing, Err(OpenError::Io { errno: Some(libc::ENOENT), .. })));
+    }
+}

@@ -1,0 +1,309 @@
+//! Anonymous memory: reserve, protect, discard (mmap(2), madvise(2), process_madvise(2)).
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use crate::errors::MapError;
+use crate::units::ByteCount;
+
+/// Bytes of a hardware page, asked of the system.
+pub fn page_bytes() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    *PAGE.get_or_init(|| {
+        // SAFETY: sysconf has no preconditions.
+        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(bytes).expect("the system has a page size")
+    })
+}
+
+/// Memory that can be taken without hurting others: MemAvailable of proc(5), or what the process's
+/// own cgroup leaves, when that is less.
+pub fn available_bytes() -> Option<ByteCount> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    let limit = cgroup_limit().unwrap_or(u64::MAX);
+    Some(ByteCount((kib << 10).min(limit)))
+}
+
+/// The memory limit of the process's cgroup (version 2), where there is one.
+fn cgroup_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?;
+    limit.trim().parse().ok()
+}
+
+/// A range of this process's addresses; plain numbers, so that it can be copied and compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First address.
+    pub start: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Range {
+    /// Whether `address` lies inside.
+    pub fn contains(self, address: usize) -> bool {
+        address.wrapping_sub(self.start) < self.len
+    }
+}
+
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Reserves `len` bytes of private anonymous memory with protection `prot`.
+///
+/// # Errors
+/// `MapError::Sys` when the system refuses (address space, RLIMIT_AS).
+pub fn reserve(len: usize, prot: i32) -> Result<Range, MapError> {
+    // SAFETY: a new mapping at an address the kernel chooses touches no existing memory.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, ANONYMOUS, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(MapError::last("mmap"));
+    }
+    Ok(Range { start: at as usize, len })
+}
+
+/// As [`reserve`], at an address that is a multiple of `align`, a power of two.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_aligned(len: usize, align: usize, prot: i32) -> Result<Range, MapError> {
+    let padded = len.checked_add(align).ok_or_else(|| MapError::Invalid(format!("{len} bytes")))?;
+    let whole = reserve(padded, prot)?;
+    let start = whole.start.next_multiple_of(align);
+    let head = Range { start: whole.start, len: start - whole.start };
+    let tail = Range { start: start + len, len: whole.len - head.len - len };
+    for surplus in [head, tail] {
+        if surplus.len > 0 {
+            // SAFETY: ends of our own new mapping, which nothing refers to.
+            unsafe { unmap(surplus) }
+        }
+    }
+    Ok(Range { start, len })
+}
+
+/// Bytes of a huge page that the kernel makes of small ones (transparent huge pages).
+pub const HUGE_BYTES: usize = 2 << 20;
+
+/// Makes one huge page of a fully present, aligned range (Linux 6.1); a refusal changes nothing.
+///
+/// # Safety
+/// The caller owns the range.
+pub unsafe fn collapse(range: Range) {
+    const MADV_COLLAPSE: i32 = 25;
+    // SAFETY: own range (contract); the content stays the same.
+    let _ = unsafe { advise(range, MADV_COLLAPSE) };
+}
+
+/// Maps fresh anonymous memory at exactly `range`, replacing what is there.
+///
+/// # Safety
+/// The caller owns the addresses: nothing but its own, unused, mapping or a hole lies there.
+///
+/// # Errors
+/// `MapError::Sys` when the system refuses.
+pub unsafe fn reserve_at(range: Range, prot: i32) -> Result<(), MapError> {
+    let flags = ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: the caller owns the range (contract).
+    let at = unsafe { libc::mmap(range.start as *mut _, range.len, prot, flags, -1, 0) };
+    if at == libc::MAP_FAILED { Err(MapError::last("mmap")) } else { Ok(()) }
+}
+
+/// Unmaps.
+///
+/// # Safety
+/// The caller owns the range and nothing refers to it any more.
+pub unsafe fn unmap(range: Range) {
+    // SAFETY: owned by the caller and unused (contract). A failure would mean a range that was
+    // never mapped, for which there is nothing to undo.
+    unsafe {
+        libc::munmap(range.start as *mut _, range.len);
+    }
+}
+
+/// Changes the protection of a range of the caller's.
+///
+/// # Errors
+/// `MapError::Sys`: ENOMEM when the process has no map entry left (vm.max_map_count).
+///
+/// # Safety
+/// The caller owns the range.
+pub unsafe fn protect(range: Range, prot: i32) -> Result<(), MapError> {
+    // SAFETY: owned by the caller (contract).
+    let rc = unsafe { libc::mprotect(range.start as *mut _, range.len, prot) };
+    if rc == 0 { Ok(()) } else { Err(MapError::last("mprotect")) }
+}
+
+/// madvise(2) on a range of the caller's.
+///
+/// # Errors
+/// The errno.
+///
+/// # Safety
+/// The caller owns the range, and losing its content (for advice that does) is meant.
+pub unsafe fn advise(range: Range, advice: i32) -> Result<(), i32> {
+    loop {
+        // SAFETY: owned by the caller (contract).
+        let rc = unsafe { libc::madvise(range.start as *mut _, range.len, advice) };
+        if rc == 0 {
+            return Ok(());
+        }
+        match super::errno() {
+            libc::EAGAIN | libc::EINTR => {}
+            errno => return Err(errno),
+        }
+    }
+}
+
+/// Drops the pages of several ranges at once: one TLB shoot-down for all where the kernel lets
+/// a process advise itself (Linux 6.13), a loop elsewhere.
+///
+/// # Safety
+/// The caller owns the ranges and means to lose their content.
+pub unsafe fn discard(ranges: &[Range]) {
+    /// 0: not tried, 1: works, -1: the kernel refuses.
+    static BATCH: AtomicI32 = AtomicI32::new(0);
+    const PIDFD_SELF_THREAD_GROUP: i32 = -10001; // linux/pidfd.h, Linux 6.14
+    if ranges.len() > 1 && BATCH.load(Ordering::Relaxed) >= 0 {
+        let total: usize = ranges.iter().map(|range| range.len).sum();
+        // SAFETY: struct iovec and Range have different layouts, so the vector is built here and
+        // outlives the call; the ranges are the caller's (contract).
+        let done = unsafe {
+            let vec: Vec<libc::iovec> =
+                ranges.iter().map(|r| libc::iovec { iov_base: r.start as *mut _, iov_len: r.len }).collect();
+            libc::syscall(
+                libc::SYS_process_madvise,
+                PIDFD_SELF_THREAD_GROUP,
+                vec.as_ptr(),
+                vec.len(),
+                libc::MADV_DONTNEED,
+                0,
+            )
+        };
+        if usize::try_from(done) == Ok(total) {
+            BATCH.store(1, Ordering::Relaxed);
+            return;
+        }
+        if done < 0 && matches!(super::errno(), libc::EINVAL | libc::EPERM | libc::EBADF | libc::ENOSYS) {
+            BATCH.store(-1, Ordering::Relaxed);
+        }
+    }
+    for range in ranges {
+        // SAFETY: the caller's contract. DONTNEED on an own unlocked anonymous range fails only
+        // for a range that is not mapped, which has no pages to drop.
+        let _ = unsafe { advise(*range, libc::MADV_DONTNEED) };
+    }
+}
+
+/// An anonymous array of `u32` words that reads zero and takes memory only where it is written;
+/// `reset` gives all of it back.
+pub struct LazyWords {
+    range: Range,
+    words: usize,
+}
+
+impl LazyWords {
+    /// Room for `words` words.
+    ///
+    /// # Errors
+    /// As [`reserve`].
+    pub fn new(words: usize) -> Result<Self, MapError> {
+        let bytes = (words * 4).max(1).next_multiple_of(page_bytes());
+        let range = reserve(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+        Ok(LazyWords { range, words })
+    }
+
+    /// All words.
+    pub fn as_slice(&self) -> &[std::sync::atomic::AtomicU32] {
+        // SAFETY: the range is mapped read-write for as long as `self` lives, is page-aligned and
+        // holds `words` 4-byte words, each valid for every bit pattern; atomics allow sharing.
+        unsafe { std::slice::from_raw_parts(self.range.start as *const _, self.words) }
+    }
+
+    /// Makes every word zero.
+    ///
+    /// # Safety
+    /// No other thread uses the words meanwhile.
+    pub unsafe fn reset(&self) {
+        // SAFETY: own range; the content is meant to go.
+        unsafe { discard(&[self.range]) }
+    }
+}
+
+impl Drop for LazyWords {
+    fn drop(&mut self) {
+        // SAFETY: own range; `as_slice` borrows end before the drop.
+        unsafe { unmap(self.range) }
+    }
+}
+
+/// A buffer of anonymous memory, returned to the system when dropped (a freed heap block may stay
+/// with the allocator, which a budget could not see).
+pub struct Buffer(Range);
+
+impl Buffer {
+    /// `len` zero bytes.
+    ///
+    /// # Errors
+    /// As [`reserve`].
+    pub fn new(len: ByteCount) -> Result<Self, MapError> {
+        let bytes = len.as_usize().max(1).next_multiple_of(page_bytes());
+        reserve(bytes, libc::PROT_READ | libc::PROT_WRITE).map(Buffer)
+    }
+
+    /// Bytes.
+    pub fn capacity(&self) -> usize {
+        self.0.len
+    }
+
+    /// The first `len` bytes.
+    pub fn slice_mut(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.0.len, "a slice of a buffer lies inside it");
+        // SAFETY: mapped read-write while `self` lives; exclusive by `&mut self`; in bounds.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start as *mut u8, len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: own range, no borrow outlives `self`.
+        unsafe { unmap(self.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discard_drops_many_ranges() {
+        let page = page_bytes();
+        let range = reserve(8 * page, libc::PROT_READ | libc::PROT_WRITE).unwrap();
+        // SAFETY: freshly reserved read-write memory of this test.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(range.start as *mut u8, range.len) };
+        bytes.fill(7);
+        let odd: Vec<Range> =
+            (0..4).map(|i| Range { start: range.start + (2 * i + 1) * page, len: page }).collect();
+        // SAFETY: own memory, losing its content is the point.
+        unsafe { discard(&odd) };
+        for index in 0..8 {
+            let want = if index % 2 == 1 { 0 } else { 7 };
+            assert!(bytes[index * page..][..page].iter().all(|b| *b == want), "page {index}");
+        }
+        // SAFETY: own memory, last use.
+        unsafe { unmap(range) };
+    }
+
+    #[test]
+    fn lazy_words_read_zero_and_reset() {
+        let words = LazyWords::new(1 << 20).unwrap();
+        assert_eq!(words.as_slice()[1 << 19].load(Ordering::Relaxed), 0);
+        words.as_slice()[1 << 19].store(5, Ordering::Relaxed);
+        // SAFETY: one thread.
+        unsafe { words.reset() };
+        assert_eq!(words.as_slice()[1 << 19].load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,21 @@
+//! Raw system calls, and nearly all of the unsafe code. Each file wraps one facility of the
+//! kernel in functions whose safety rules are stated; nothing here knows of pages' states.
+
+pub mod fork;
+pub mod futex;
+pub mod lock;
+pub mod memory;
+pub mod process;
+pub mod signal;
+pub mod thread;
+pub mod userfaultfd;
+
+/// The thread's errno of the last failed call.
+pub fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// What the system says of an errno.
+pub fn errno_message(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}

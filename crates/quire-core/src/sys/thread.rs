@@ -1,0 +1,75 @@
+//! Threads of the core: they take no signals and can be placed on a CPU.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+use std::thread::JoinHandle;
+
+/// The CPUs this process may run on.
+pub fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: the set is plain bits, zero is valid; the call writes at most its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
+        set
+    };
+    let limit = usize::try_from(libc::CPU_SETSIZE).expect("a small constant");
+    // SAFETY: `cpu` is below CPU_SETSIZE.
+    let cpus: Vec<usize> = (0..limit).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect();
+    if cpus.is_empty() { vec![0] } else { cpus }
+}
+
+/// Binds the calling thread to one CPU; a refusal leaves it unbound, which costs only speed.
+pub fn bind_to_cpu(cpu: usize) {
+    // SAFETY: a zeroed set is valid, `cpu` came from `allowed_cpus`.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+/// The calling thread's kernel id.
+pub fn id() -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { libc::gettid() }
+}
+
+/// Nanoseconds of the monotonic clock.
+pub fn now_ns() -> u64 {
+    let mut time = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the call fills the struct; CLOCK_MONOTONIC always exists.
+    let time = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, time.as_mut_ptr());
+        time.assume_init()
+    };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Starts a named thread with every signal blocked: signals are the program's, not ours.
+///
+/// # Errors
+/// When the system has no room for another thread.
+pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let blocked = block_all_signals();
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body);
+    restore_signals(&blocked);
+    thread
+}
+
+fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: both sets are plain bits; pthread_sigmask reads one and writes the other.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        before
+    }
+}
+
+fn restore_signals(before: &libc::sigset_t) {
+    // SAFETY: a set that pthread_sigmask filled.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut());
+    }
+}

@@ -1,0 +1,38 @@
+//! `quire._core`: the Python face of `quire-core`, one thin file per noun. No paging is done here;
+//! nothing here is called on the fault path but `courier`, to raise an error in a thread.
+
+use pyo3::prelude::*;
+
+mod courier;
+mod errors;
+mod mapping;
+mod module;
+mod store;
+
+#[pymodule]
+fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    courier::register();
+    m.add_class::<store::PyStore>()?;
+    m.add_class::<mapping::MappingBase>()?;
+    for function in [
+        wrap_pyfunction!(store::open_file, m)?,
+        wrap_pyfunction!(store::open_memory, m)?,
+        wrap_pyfunction!(store::open_zstd, m)?,
+        wrap_pyfunction!(store::open_external, m)?,
+        wrap_pyfunction!(store::open_faulty, m)?,
+        wrap_pyfunction!(store::compress_frame, m)?,
+        wrap_pyfunction!(store::encode_seek_table, m)?,
+        wrap_pyfunction!(module::set_budget, m)?,
+        wrap_pyfunction!(module::budget, m)?,
+        wrap_pyfunction!(module::statistics, m)?,
+        wrap_pyfunction!(module::live_mappings, m)?,
+        wrap_pyfunction!(module::rearm_after_fork, m)?,
+        wrap_pyfunction!(module::probe, m)?,
+        wrap_pyfunction!(module::page_bytes, m)?,
+        wrap_pyfunction!(module::finalize, m)?,
+        wrap_pyfunction!(errors::take_pending_error, m)?,
+    ] {
+        m.add_function(function)?;
+    }
+    Ok(())
+}

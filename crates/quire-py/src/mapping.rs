@@ -1,0 +1,201 @@
+//! `MappingBase`: a mapped store with the buffer protocol. `quire.Mapping` derives from it.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use quire_core::mapping::{Mapping, Options};
+use quire_core::store::Store;
+use quire_core::sys::memory::page_bytes;
+use quire_core::units::ByteCount;
+
+use crate::store::PyStore;
+use crate::{courier, errors, module};
+
+/// A mapped store. Thread-safe.
+#[pyclass(subclass, module = "quire._core", frozen)]
+pub struct MappingBase {
+    mapping: Mapping,
+    store: Arc<dyn Store>,
+    exports: AtomicUsize,
+    unmapped: AtomicBool,
+    /// The last view to go unmaps.
+    leaving: AtomicBool,
+}
+
+#[pymethods]
+impl MappingBase {
+    #[new]
+    #[pyo3(signature = (store, budget_bytes=None, granule_bytes=None, pmap=None, retries=2))]
+    fn new(
+        py: Python<'_>,
+        store: &PyStore,
+        budget_bytes: Option<u64>,
+        granule_bytes: Option<u64>,
+        pmap: Option<String>,
+        retries: u32,
+    ) -> PyResult<Self> {
+        errors::load_classes(py)?;
+        courier::learn_main_thread();
+        module::set_default_budget();
+        let options = Options {
+            budget: budget_bytes.map(ByteCount),
+            granule: granule_bytes.map(ByteCount),
+            pmap,
+            retries,
+        };
+        let store = store.store();
+        let below = Arc::clone(&store);
+        courier::enter()?;
+        let opened = py.detach(|| Mapping::open(below, &options).inspect_err(|_| courier::leave()));
+        let mapping = opened.map_err(|error| errors::from_map(py, Some(store.label()), &error))?;
+        Ok(MappingBase {
+            mapping,
+            store,
+            exports: AtomicUsize::new(0),
+            unmapped: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+        })
+    }
+
+    #[getter]
+    fn address(&self) -> usize {
+        self.mapping.range().start
+    }
+
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.store.size().0
+    }
+
+    #[getter]
+    fn granule_bytes(&self) -> u64 {
+        self.mapping.object().granule.0
+    }
+
+    #[getter]
+    fn page_bytes(&self) -> usize {
+        page_bytes()
+    }
+
+    #[getter]
+    fn pmap(&self) -> &'static str {
+        self.mapping.pmap_name()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.unmapped.load(Ordering::Acquire)
+    }
+
+    #[getter]
+    fn exports(&self) -> usize {
+        self.exports.load(Ordering::Acquire)
+    }
+
+    /// Unmaps; BufferError while buffers are exported.
+    fn unmap(&self, py: Python<'_>) -> PyResult<()> {
+        let exports = self.exports.load(Ordering::Acquire);
+        if exports > 0 {
+            return Err(PyBufferError::new_err(format!(
+                "cannot close: {exports} view(s) of the mapping are alive; delete them first"
+            )));
+        }
+        self.end(py);
+        Ok(())
+    }
+
+    /// Unmaps now, or when the last of the buffers exported goes. No Python code runs then: an
+    /// asynchronous page error would be raised, and lost, in a callback of the interpreter.
+    fn unmap_when_idle(&self, py: Python<'_>) {
+        self.leaving.store(true, Ordering::Release);
+        if self.exports.load(Ordering::Acquire) == 0 {
+            self.end(py);
+        }
+    }
+
+    /// Counters, accounts and latencies.
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let object = self.mapping.object();
+        let dict = module::counters_dict(py, &object.counters)?;
+        module::account_items(&dict, &object.account)?;
+        dict.set_item("bytes_fetched", self.store.bytes_fetched())?;
+        dict.set_item("buffer_bytes", self.store.standing_bytes().0)?;
+        Ok(dict)
+    }
+
+    /// Why the mapping has failed; None when it has not.
+    fn failure<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.mapping.failure().map(|failure| errors::page_error_dict(py, &failure)).transpose()
+    }
+
+    /// One byte per granule: 1 resident, 0 not.
+    fn resident<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.mapping.resident())
+    }
+
+    /// Changes the mapping's budget; None is the process-wide budget alone.
+    fn set_budget(&self, py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
+        let budget = ByteCount(budget_bytes.unwrap_or(u64::MAX));
+        self.mapping
+            .set_budget(budget)
+            .map_err(|error| errors::from_map(py, Some(self.store.label()), &error))
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a valid view to fill.
+    unsafe fn __getbuffer__(slf: PyRef<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let refuse = |message: &str| {
+            // SAFETY: the interpreter passes a view; its owner is null where the export fails.
+            unsafe { (*view).obj = std::ptr::null_mut() };
+            Err(PyBufferError::new_err(message.to_owned()))
+        };
+        if slf.closed() {
+            return refuse("the mapping is closed");
+        }
+        if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
+            return refuse("a writable view of a mapping that was opened with mode \"r\" (read-only)");
+        }
+        let len = isize::try_from(slf.store.size().0).expect("mapped sizes fit the address space");
+        let start = slf.mapping.range().start as *mut _;
+        // SAFETY: the range stays mapped while the view holds a reference to `slf`: `unmap` refuses
+        // while exports are counted, and a drop needs the last reference.
+        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) };
+        if filled != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        slf.exports.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a view that `__getbuffer__` filled.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        if self.exports.fetch_sub(1, Ordering::AcqRel) == 1 && self.leaving.load(Ordering::Acquire) {
+            Python::attach(|py| self.end(py));
+        }
+    }
+}
+
+impl MappingBase {
+    /// Unmaps once, without the interpreter lock: it waits for threads that may want the lock.
+    fn end(&self, py: Python<'_>) {
+        if !self.unmapped.swap(true, Ordering::AcqRel) {
+            py.detach(|| {
+                self.mapping.unmap();
+                courier::leave();
+            });
+        }
+    }
+}
+
+impl Drop for MappingBase {
+    fn drop(&mut self) {
+        Python::attach(|py| self.end(py));
+    }
+}

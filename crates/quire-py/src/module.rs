@@ -1,0 +1,131 @@
+//! Functions of the module: budgets, statistics, the pmap ladder, fork.
+
+use std::sync::Once;
+use std::sync::atomic::Ordering;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use quire_core::counters::{COUNTERS, Counters, RETIRED_FETCHED};
+use quire_core::page_cache::{Account, PAGE_CACHE};
+use quire_core::space::SPACE;
+use quire_core::units::ByteCount;
+use quire_core::{mapping, pmap, runtime, sys};
+
+use crate::{courier, errors};
+
+/// Part of the memory that is available at the first mapping; the default budget.
+const DEFAULT_SHARE: u64 = 2;
+
+/// Counters and fault latencies as a dict.
+pub fn counters_dict<'py>(py: Python<'py>, counters: &Counters) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for ((name, ..), value) in COUNTERS.iter().zip(counters.values()) {
+        dict.set_item(name, value)?;
+    }
+    let latency = &counters.fault_latency;
+    for (name, percent) in [("fault_ns_p50", 50.0), ("fault_ns_p90", 90.0), ("fault_ns_p99", 99.0)] {
+        dict.set_item(name, latency.percentile_ns(percent))?;
+    }
+    dict.set_item("fault_ns_max", latency.max_ns())?;
+    Ok(dict)
+}
+
+/// What an account holds, added to a dict.
+pub fn account_items(dict: &Bound<'_, PyDict>, account: &Account) -> PyResult<()> {
+    dict.set_item("resident_bytes", account.used().0)?;
+    dict.set_item("peak_resident_bytes", account.peak().0)?;
+    dict.set_item("budget_bytes", account.budget().0)
+}
+
+/// The default process-wide budget, once, unless one was set: half of the available memory.
+pub fn set_default_budget() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if PAGE_CACHE.account.budget() == ByteCount(u64::MAX) {
+            PAGE_CACHE.account.set_budget(default_budget());
+        }
+    });
+}
+
+fn default_budget() -> ByteCount {
+    let available = sys::memory::available_bytes().unwrap_or(ByteCount(u64::MAX));
+    ByteCount(available.0 / DEFAULT_SHARE)
+}
+
+/// Sets the process-wide budget in bytes; None is the default, half of the available memory.
+#[pyfunction]
+#[pyo3(signature = (budget_bytes=None))]
+pub fn set_budget(py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
+    let budget = budget_bytes.map_or_else(default_budget, ByteCount);
+    mapping::set_process_budget(budget).map_err(|error| errors::from_map(py, None, &error))
+}
+
+/// The process-wide budget in bytes.
+#[pyfunction]
+pub fn budget() -> u64 {
+    set_default_budget();
+    PAGE_CACHE.account.budget().0
+}
+
+/// Counters of all mappings, present and past, and what is resident now.
+#[pyfunction]
+pub fn statistics(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let dict = counters_dict(py, &mapping::process_counters())?;
+    account_items(&dict, &PAGE_CACHE.account)?;
+    let entries = SPACE.all();
+    let sum = |of: &dyn Fn(&dyn quire_core::store::Store) -> u64| -> u64 {
+        entries.iter().map(|(entry, _)| of(&**entry.object.pager.store())).sum()
+    };
+    let past = RETIRED_FETCHED.load(Ordering::Relaxed);
+    dict.set_item("bytes_fetched", past + sum(&|store| store.bytes_fetched()))?;
+    dict.set_item("buffer_bytes", sum(&|store| store.standing_bytes().0))?;
+    Ok(dict)
+}
+
+/// Number of mappings that are open.
+#[pyfunction]
+pub fn live_mappings() -> usize {
+    SPACE.len()
+}
+
+/// In the child of a fork: makes the mappings ready there. Where the kernel refuses, the first
+/// touch tries again and raises.
+#[pyfunction]
+pub fn rearm_after_fork() -> PyResult<()> {
+    courier::restart_in_child()?;
+    courier::learn_main_thread();
+    let _ = runtime::rearm();
+    Ok(())
+}
+
+/// The pmap ladder as found here, best first.
+#[pyfunction]
+pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
+    let ladder = pmap::probe();
+    let default = ladder.iter().find(|rung| rung.works).map(|rung| rung.name);
+    let rows = PyList::empty(py);
+    for rung in &ladder {
+        let row = PyDict::new(py);
+        row.set_item("name", rung.name)?;
+        row.set_item("works", rung.works)?;
+        row.set_item("reason", &rung.reason)?;
+        row.set_item("remedy", rung.remedy)?;
+        row.set_item("default", Some(rung.name) == default)?;
+        row.set_item("pointer", rung.pointer)?;
+        row.set_item("system_calls", rung.system_calls)?;
+        rows.append(row)?;
+    }
+    Ok(rows)
+}
+
+/// Bytes of a hardware page.
+#[pyfunction]
+pub fn page_bytes() -> usize {
+    sys::memory::page_bytes()
+}
+
+/// The interpreter is about to end.
+#[pyfunction]
+pub fn finalize() {
+    courier::finalize();
+}

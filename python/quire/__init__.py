@@ -1,0 +1,101 @@
+"""quire: virtual memory for Python.
+
+A compressed or remote array as a `numpy.ndarray` with a real pointer, within a memory budget:
+
+```python
+import quire
+
+with quire.open("features.npy.zst", budget="64 MiB") as mapping:
+    x = mapping.array
+    x[123], x @ q
+```
+
+Importing the package loads nothing heavy: names are looked up at first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from quire.errors import (
+    BudgetError,
+    ChangedError,
+    ChecksumError,
+    ClosedError,
+    CorruptError,
+    Error,
+    FormatError,
+    InterruptedPageError,
+    ModeError,
+    PageIOError,
+    PagerDiedError,
+    PageTimeoutError,
+    PmapError,
+    ProtectionError,
+    SourceError,
+    TruncatedError,
+)
+
+if TYPE_CHECKING:
+    from quire._api import budget, open, set_budget
+    from quire.mapping import Mapping
+    from quire.packing import PackResult, pack
+    from quire.stats import Statistics, statistics
+    from quire.store.abc import Store
+
+__all__ = [
+    "BudgetError",
+    "ChangedError",
+    "ChecksumError",
+    "ClosedError",
+    "CorruptError",
+    "Error",
+    "FormatError",
+    "InterruptedPageError",
+    "Mapping",
+    "ModeError",
+    "PackResult",
+    "PageIOError",
+    "PageTimeoutError",
+    "PagerDiedError",
+    "PmapError",
+    "ProtectionError",
+    "SourceError",
+    "Statistics",
+    "Store",
+    "TruncatedError",
+    "budget",
+    "open",
+    "pack",
+    "set_budget",
+    "statistics",
+]
+
+MODULE_OF_NAME = {
+    "Mapping": "quire.mapping",
+    "PackResult": "quire.packing",
+    "Statistics": "quire.stats",
+    "Store": "quire.store.abc",
+    "budget": "quire._api",
+    "open": "quire._api",
+    "pack": "quire.packing",
+    "set_budget": "quire._api",
+    "statistics": "quire.stats",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        metadata = importlib.import_module("importlib.metadata")
+        return str(metadata.version("quire"))
+    module = MODULE_OF_NAME.get(name)
+    if module is None:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULE_OF_NAME})

@@ -1,0 +1,210 @@
+"""The functions of the package: `open`, `set_budget`, `budget`, and what they share with tools."""
+
+from __future__ import annotations
+
+import operator
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quire import _core
+from quire.errors import ChangedError, FormatError, ModeError
+from quire.layout import raw_layout
+from quire.mapping import Mapping
+from quire.npy import MAGIC, is_npy, read_layout
+from quire.sizes import SizeLike, parse_size
+from quire.store.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping as Options
+
+    import numpy.typing as npt
+
+    from quire.layout import ArrayLayout, Order, ShapeLike
+    from quire.store.resolve import Source
+
+__all__ = ["RawShape", "budget", "find_layout", "open", "reopen", "set_budget"]
+
+MODES_TO_COME = ("r+", "w+", "c")
+TIMEOUT_S_MAX = 1 << 31
+RETRIES_MAX = 100
+
+
+@dataclass(frozen=True)
+class RawShape:
+    """How the user describes bytes without a header: see `open`."""
+
+    dtype: npt.DTypeLike | None = None
+    shape: ShapeLike | None = None
+    offset: int = 0
+    order: str = "C"
+
+
+def open(
+    source: Source,
+    *,
+    mode: str = "r",
+    dtype: npt.DTypeLike | None = None,
+    shape: ShapeLike | None = None,
+    offset: int = 0,
+    order: Order = "C",
+    budget: SizeLike | None = None,
+    granule: SizeLike | None = None,
+    pmap: str | None = None,
+    storage_options: Options[str, object] | None = None,
+    timeout: float = 60.0,
+    retries: int = 2,
+) -> Mapping:
+    """Maps ``source`` into memory. Nothing is read but headers until the array is touched.
+
+    A `.npy` file describes itself. For anything else give ``dtype``, and ``shape`` when it is not
+    one-dimensional; a ``dtype`` given maps the bytes without looking for a `.npy` header. Bytes
+    in the Zstandard seekable format are decompressed as they are touched, wherever they lie.
+
+    Args:
+        source: a path; a URL (`file`, `http`, `https`, `s3`, `gs`, `az`, or any that fsspec
+            knows); or an object of your own subclass of `quire.Store`.
+        mode: "r"; this version maps read-only.
+        dtype: type of the elements of raw bytes.
+        shape: lengths of the array of raw bytes; one may be -1.
+        offset: bytes before the first element of raw bytes.
+        order: "C" or "F", of raw bytes.
+        budget: bytes that may be resident, an int or text such as "64 MiB"; beside it
+            `quire.set_budget` bounds all mappings together.
+        granule: bytes that are read at once; chosen by the source when absent.
+        pmap: how pages are made present: "uffd" or "inline"; the environment variable
+            `QUIRE_PMAP`, or else the best that works here, when absent (see `quire doctor`).
+        storage_options: for URLs: credentials, endpoint and the like, as in fsspec and obstore.
+        timeout: seconds after which a read that has no answer counts as failed.
+        retries: further tries of a read that failed in a way that may pass.
+
+    Raises:
+        quire.SourceError: the source cannot be opened.
+        quire.FormatError: it does not hold what was asked for; the message says what to do.
+        quire.ModeError, quire.PmapError, quire.BudgetError: what was asked cannot be had.
+        ValueError, TypeError: an argument is out of range or of the wrong type.
+
+    Threads: may be called from any thread.
+
+    >>> import numpy
+    >>> numpy.arange(10, dtype="i4").tofile("/tmp/quire-example.bin")
+    >>> with open("/tmp/quire-example.bin", dtype="i4", shape=(-1, 5)) as mapping:
+    ...     mapping.array[1].tolist()
+    [5, 6, 7, 8, 9]
+    """
+    _require_read_only(mode)
+    _require_patience(timeout, retries)
+    budget_bytes = None if budget is None else parse_size(budget, name="budget")
+    granule_bytes = None if granule is None else parse_size(granule, name="granule")
+    resolved = resolve(
+        source, storage_options=storage_options, budget_bytes=budget_bytes, timeout_s=timeout
+    )
+    raw = RawShape(dtype, shape, offset, order)
+    try:
+        layout = find_layout(resolved.store, raw)
+        given = {
+            "dtype": dtype,
+            "shape": shape,
+            "offset": offset,
+            "order": order,
+            "budget": budget,
+            "granule": granule,
+            "pmap": pmap,
+            "storage_options": storage_options,
+            "timeout": timeout,
+            "retries": retries,
+        }
+        return Mapping(
+            resolved.store,
+            layout,
+            _recipe(resolved, given),
+            budget_bytes=budget_bytes,
+            granule_bytes=granule_bytes,
+            pmap=pmap or os.environ.get("QUIRE_PMAP") or None,
+            retries=retries,
+        )
+    except BaseException:
+        resolved.store.close()
+        raise
+
+
+def _require_patience(timeout: float, retries: int) -> None:
+    if not 0 < timeout < TIMEOUT_S_MAX:
+        raise ValueError(
+            f"timeout must be seconds above 0 and below {TIMEOUT_S_MAX:,}, not {timeout!r}"
+        )
+    if not 0 <= operator.index(retries) <= RETRIES_MAX:
+        raise ValueError(f"retries must be an int from 0 to {RETRIES_MAX}, not {retries!r}")
+
+
+def find_layout(store: _core.Store, raw: RawShape) -> ArrayLayout:
+    """The layout of the array in ``store``: as ``raw`` says, or as its header does.
+
+    Raises:
+        quire.FormatError: there is no header that quire knows, and ``raw`` names no dtype.
+        ValueError: a shape or offset without a dtype.
+    """
+    label = store.label
+    if raw.dtype is not None:
+        return raw_layout(store.size, label, raw.dtype, raw.shape, raw.offset, raw.order)
+    if raw.shape is not None or raw.offset != 0:
+        raise ValueError("shape and offset describe raw bytes: give dtype too")
+    if not is_npy(store.read(0, min(store.size, len(MAGIC)))):
+        raise FormatError(
+            "the source is no .npy file: give dtype= (and shape=) to map its bytes as an array",
+            source=label,
+        )
+    return read_layout(store.read, store.size, label)
+
+
+def set_budget(budget: SizeLike | None = None) -> None:
+    """Sets how many bytes all mappings of this process together may keep resident.
+
+    ``budget`` is an int or text such as "2 GiB"; None is the default, half of the memory that is
+    available when the first mapping is made.
+
+    >>> set_budget("1 GiB")
+    >>> budget()
+    1073741824
+    >>> set_budget(None)
+    """
+    _core.set_budget(None if budget is None else parse_size(budget, name="budget"))
+
+
+def budget() -> int:
+    """The bytes that all mappings of this process together may keep resident."""
+    return _core.budget()
+
+
+def reopen(source: Source, given: dict[str, Any], version: str | None) -> Mapping:
+    """Makes the mapping of an unpickled recipe.
+
+    Raises:
+        quire.ChangedError: the source is not the version that was pickled.
+    """
+    mapping = open(source, **given)
+    if mapping.version != version:
+        found = mapping.version
+        mapping.close()
+        raise ChangedError(
+            f"the source changed after the mapping was pickled (version {version}, now {found}): "
+            "open it again and send that",
+            source=mapping.source,
+        )
+    return mapping
+
+
+def _recipe(resolved: Resolved, given: dict[str, Any]) -> tuple[Any, ...] | None:
+    if resolved.pickled is None:
+        return None
+    return reopen, (resolved.pickled, given, resolved.store.version)
+
+
+def _require_read_only(mode: str) -> None:
+    if mode in MODES_TO_COME:
+        raise ModeError(
+            f'mode "{mode}" is not available: this version of quire maps read-only; open with '
+            'mode "r" and copy what you want to change'
+        )
+    if mode != "r":
+        raise ModeError(f'{mode!r} is no mode: the mode of this version is "r"')

@@ -1,0 +1,199 @@
+"""`Mapping`: a source in memory, as an array and as a buffer."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from quire import _core
+from quire._fork import watch_interpreter
+from quire.errors import ClosedError, Error, error_of_failure
+from quire.sizes import SizeLike, format_size, parse_size
+from quire.stats import Statistics
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    import numpy as np
+
+    from quire.layout import ArrayLayout, Order
+
+__all__ = ["Mapping"]
+
+watch_interpreter()
+
+
+class Mapping(_core.MappingBase):
+    """A source mapped into memory; made by `quire.open`.
+
+    It is a context manager and supports the buffer protocol: `memoryview(mapping)` is the bytes of
+    the whole (decompressed) source, read-only, a header included; `array` is the array in them.
+
+    Threads: any number may use a mapping and its array at once. In a forked child the mapping
+    works, or a touch raises; it never reads zeros in place of data.
+
+    >>> import numpy, quire
+    >>> numpy.save("/tmp/quire-example.npy", numpy.arange(6.0).reshape(2, 3))
+    >>> with quire.open("/tmp/quire-example.npy", budget="64 MiB") as mapping:
+    ...     print(mapping.shape, mapping.array[1].sum())
+    (2, 3) 12.0
+    """
+
+    _store: _core.Store
+    _layout: ArrayLayout
+    _recipe: tuple[Any, ...] | None
+    _live_array: weakref.ref[np.ndarray[Any, Any]] | None
+
+    def __new__(
+        cls,
+        store: _core.Store,
+        layout: ArrayLayout,
+        recipe: tuple[Any, ...] | None = None,
+        *,
+        budget_bytes: int | None = None,
+        granule_bytes: int | None = None,
+        pmap: str | None = None,
+        retries: int = 2,
+    ) -> Self:
+        """Maps ``store``; `quire.open` is the way to call it."""
+        self = super().__new__(cls, store, budget_bytes, granule_bytes, pmap, retries)
+        self._store = store
+        self._layout = layout
+        self._recipe = recipe
+        self._live_array = None
+        return self
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The source as a `numpy.ndarray`, read-only; the mapping lives as long as the array.
+
+        It is the same object while anyone holds it. Touching an element reads its page when it
+        is not resident; a page that cannot be had raises a `quire.PageIOError` in that thread at
+        the interpreter's next check (after a call, a loop step, at a function's entry). Until
+        then what was read are bytes of 0xFF: call `check` before results are used.
+
+        Raises:
+            quire.ClosedError: the mapping is closed.
+            quire.PageIOError: the mapping is failed.
+        """
+        self.check()
+        array = self._live_array() if self._live_array is not None else None
+        if array is None:
+            if self.closed:
+                raise self._closed_error()
+            array = self._layout.view(memoryview(self))
+            self._live_array = weakref.ref(array)
+        return array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of an element."""
+        return self._layout.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the array."""
+        return self._layout.shape
+
+    @property
+    def order(self) -> Order:
+        """Which index varies fastest in memory: "C" the last, "F" the first."""
+        return self._layout.order
+
+    @property
+    def source(self) -> str:
+        """The path, URL or label of what is mapped."""
+        return self._store.label
+
+    @property
+    def version(self) -> str | None:
+        """What names the content that was opened, or None where the source does not say."""
+        return self._store.version
+
+    @property
+    def failed(self) -> Error | None:
+        """The error that ended the mapping's good life, or None."""
+        failure = self.failure()
+        return None if failure is None else error_of_failure(failure)
+
+    def check(self) -> None:
+        """Raises what made the mapping fail, if anything did.
+
+        Call it after C code that may have swallowed an exception, for instance in a thread of a
+        library.
+
+        Raises:
+            quire.PageIOError: a page could not be had.
+        """
+        error = self.failed
+        if error is not None:
+            raise error
+
+    def statistics(self) -> Statistics:  # type: ignore[override]
+        """What was counted of this mapping; also after it failed or was closed."""
+        return Statistics(**super().statistics())
+
+    def set_budget(self, budget: SizeLike | None) -> None:
+        """Changes the mapping's budget: an int or text such as "64 MiB"; None for no own one.
+
+        What exceeds a smaller budget is evicted at the next fault.
+        """
+        super().set_budget(None if budget is None else parse_size(budget, name="budget"))
+
+    def close(self) -> None:
+        """Unmaps and closes the source; does nothing when that was done before.
+
+        Raises:
+            BufferError: an array or another view of the mapping is alive, as with `mmap.close`.
+                Delete it first, or leave the closing to it: the mapping ends with its last view.
+        """
+        if not self.closed:
+            self.unmap()
+
+    def __enter__(self) -> Self:
+        if self.closed:
+            raise self._closed_error()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes; while views are alive it leaves that to the last of them and never raises."""
+        self.unmap_when_idle()
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def __repr__(self) -> str:
+        if self.closed:
+            state = ", closed"
+        elif self.failure() is not None:
+            state = ", failed"
+        else:
+            state = ""
+        return (
+            f"<quire.Mapping {self.source!r} {self.dtype} {self.shape} "
+            f"{format_size(self.size_bytes)}, pmap {self.pmap}{state}>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles how to open the source, never its bytes.
+
+        Unpickling opens it again and raises `quire.ChangedError` when its version is another.
+        ``storage_options`` go along, credentials included.
+        """
+        if self._recipe is None:
+            raise TypeError(
+                "this mapping was made from an open store, which cannot be named elsewhere: open "
+                "a path, a URL or a quire.Store to have one that can be pickled"
+            )
+        return self._recipe
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(
+            "the mapping is closed: open the source again with quire.open", source=self.source
+        )

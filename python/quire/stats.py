@@ -1,0 +1,76 @@
+"""What quire counted, as a frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from quire import _core
+from quire.sizes import format_size
+
+__all__ = ["Statistics", "statistics"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counters of one mapping, or of all mappings of the process, present and past.
+
+    Attributes:
+        faults: touches of a page that was not there.
+        waits: of them, those on a page that another thread was already filling.
+        fault_ns_p50, fault_ns_p90, fault_ns_p99, fault_ns_max: from the arrival of a fault to
+            its resolution, in nanoseconds; half, 90 % and 99 % took no longer.
+        fills: granules filled, on demand or ahead of need.
+        fill_bytes: bytes of them.
+        readahead_fills: of the fills, those ahead of need.
+        bytes_fetched: bytes read from the disk or the network; compressed ones where the source is.
+        evictions: granules evicted to keep a budget.
+        evicted_bytes: bytes of them.
+        resident_bytes: what is held now: pages and quire's buffers.
+        peak_resident_bytes: the most that was held.
+        buffer_bytes: what stores keep for good: shared memory of pager processes, workspaces and
+            tables of zstd; part of what is held.
+        budget_bytes: what may be held.
+        retries: reads that were tried again.
+        errors: pages that could not be had.
+    """
+
+    faults: int
+    waits: int
+    fault_ns_p50: int
+    fault_ns_p90: int
+    fault_ns_p99: int
+    fault_ns_max: int
+    fills: int
+    fill_bytes: int
+    readahead_fills: int
+    bytes_fetched: int
+    evictions: int
+    evicted_bytes: int
+    resident_bytes: int
+    peak_resident_bytes: int
+    buffer_bytes: int
+    budget_bytes: int
+    retries: int
+    errors: int
+
+    def __str__(self) -> str:
+        rows = [(name.replace("_", " "), _worded(name, n)) for name, n in asdict(self).items()]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {worded}" for name, worded in rows)
+
+
+def statistics() -> Statistics:
+    """Counters of all mappings of this process, present and past.
+
+    >>> import quire
+    >>> quire.statistics().resident_bytes <= quire.budget()
+    True
+    """
+    return Statistics(**_core.statistics())
+
+
+def _worded(name: str, number: int) -> str:
+    if name.startswith("fault_ns"):
+        return f"{number / 1e3:,.1f} us"
+    is_bytes = name.endswith("_bytes") or name == "bytes_fetched"
+    return format_size(number) if is_bytes else f"{number:,}"

@@ -1,0 +1,32 @@
+"""Tests that every store and every pmap passes; for authors of stores, and for quire itself.
+
+Derive a test class, say how to make your source, and let pytest collect it::
+
+    from quire.testing import PmapContract, StoreContract
+
+    class TestMyStore(StoreContract, PmapContract):
+        def make_source(self, content, folder):
+            (folder / "content").write_bytes(content)
+            return MyStore(folder / "content")
+
+`StoreContract` reads the store; `PmapContract` maps it, once with every pmap that works here.
+A store written in Python takes `PythonStoreContract` beside them. Whatever is random prints its
+seed; the environment variable ``QUIRE_TEST_SEED`` repeats it.
+
+Beside the contracts: `stores` has stores that wait, fail or die on demand; `census` counts what a
+process holds, to find what was left behind; `children` runs a function in an interpreter of its
+own.
+
+Needs pytest: ``pip install quire[test]``.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "quire.testing.pmap_contract", "quire.testing.pmap_errors", "quire.testing.store_contract"
+)
+
+from quire.testing.pmap_contract import PmapContract  # noqa: E402 (after the registration)
+from quire.testing.store_contract import PythonStoreContract, StoreContract  # noqa: E402
+
+__all__ = ["PmapContract", "PythonStoreContract", "StoreContract"]

@@ -1,0 +1,59 @@
+import json
+
+from quire import _core
+from quire.tools.cli import main
+from quire.tools.commands import doctor
+
+REFUSED = {
+    "name": "uffd",
+    "works": False,
+    "default": False,
+    "pointer": True,
+    "system_calls": True,
+    "reason": "userfaultfd: EPERM",
+    "remedy": "sysctl vm.unprivileged_userfaultfd=1",
+}
+WORKING = REFUSED | {"name": "inline", "works": True, "default": True, "reason": "", "remedy": ""}
+
+
+def test_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["pmaps"] == _core.probe()
+    assert sum(row["default"] for row in facts["pmaps"]) == 1
+    assert facts["page_bytes"] == _core.page_bytes()
+    assert facts["kernel"]
+
+
+def test_table(capsys):
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for row in _core.probe():
+        assert row["name"] in out
+    for fact in ("kernel", "page", "budget", "vm.unprivileged_userfaultfd", "seccomp"):
+        assert fact in out
+
+
+def test_remedies_of_what_is_better_than_the_default(monkeypatch, capsys):
+    monkeypatch.setattr(_core, "probe", lambda: [REFUSED, WORKING])
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "userfaultfd: EPERM" in out
+    assert "uffd: sysctl vm.unprivileged_userfaultfd=1" in out
+    assert doctor.advice({"pmaps": [WORKING, REFUSED]}) == []
+
+
+def test_no_pmap_at_all(monkeypatch, capsys):
+    monkeypatch.setattr(_core, "probe", lambda: [REFUSED])
+    assert main(["doctor"]) == 1
+    assert "To enable a better pmap" in capsys.readouterr().out
+
+
+def test_machine_without_the_files(monkeypatch, tmp_path):
+    for name in ("SYSCTL", "DEVICE", "STATUS"):
+        monkeypatch.setattr(doctor, name, tmp_path / "absent")
+    facts = doctor.examine()
+    assert facts["unprivileged_userfaultfd"] is None
+    assert facts["userfaultfd_device"] == "not there"
+    assert facts["seccomp"] == "unknown"
