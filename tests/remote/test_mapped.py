@@ -6,6 +6,8 @@ import errno
 import os
 import pickle
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import pytest
 import user_stores
 
 import quire
+from quire.store.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from quire.tools.range_server import RangeServer
 
+MIB = 1 << 20
 BUDGET = "1 MiB"
 QUICK = {"retry_config": {"max_retries": 1, "backoff": {"init_backoff": 0.001}}}
 NAMES = ("rows.npy", "rows.npy.zst")
@@ -122,9 +126,18 @@ def test_a_pager_that_always_dies() -> None:
     with quire.open(user_stores.DyingStore(), dtype="u8") as mapping:
         array = mapping.array
         with pytest.raises(quire.PagerDiedError, match="died"):
-            touch(array, len(array) - 1)
+            touch(array, len(array) // 2)
         assert isinstance(mapping.failed, quire.PagerDiedError)
         del array
+
+
+def test_reads_that_each_want_all_slots_do_not_wait_for_each_other() -> None:
+    opened = resolve(user_stores.PatternStore(), budget_bytes=1 << 20, timeout_s=5.0)
+    with closing(opened.store) as store, ThreadPoolExecutor(8) as pool:
+        offsets = [(number * 300_007) % (store.size - MIB) for number in range(200)]
+        answers = pool.map(lambda offset: store.read(offset, MIB), offsets)
+        for offset, got in zip(offsets, answers, strict=True):
+            assert got == user_stores.pattern(offset, MIB)
 
 
 def overwrite(path: Path, rows: np.ndarray) -> None:

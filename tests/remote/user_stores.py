@@ -136,10 +136,10 @@ class PrintingStore(PatternStore):
 
 
 class DyingStore(PatternStore):
-    """Ends its process at an offset of 4096 and more."""
+    """Ends its process at any read between its first page and the few bytes of its end."""
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        if offset >= 4096:
+        if 4096 <= offset < self.size - 64:
             os._exit(1)
         super().read_into(offset, buffer)
 

@@ -156,7 +156,15 @@ impl Channel {
         self.ring();
     }
 
-    /// Takes a free slot, waiting for one until `deadline`.
+    /// Takes a free slot, if there is one.
+    pub fn try_take_slot(&self) -> Option<u32> {
+        let take =
+            |slot: &Slot| slot.state.compare_exchange(FREE, ASKED, Ordering::AcqRel, Ordering::Relaxed);
+        self.slots.iter().position(|slot| take(slot).is_ok()).map(|index| index as u32)
+    }
+
+    /// Takes a free slot, waiting for one until `deadline`. For threads that hold none: if those
+    /// that hold some waited for more, all could wait for each other.
     ///
     /// # Errors
     /// [`NoAnswer`].
@@ -166,11 +174,8 @@ impl Channel {
             if self.is_dead() {
                 return Err(NoAnswer::Dead);
             }
-            for (index, slot) in self.slots.iter().enumerate() {
-                let taken = slot.state.compare_exchange(FREE, ASKED, Ordering::AcqRel, Ordering::Relaxed);
-                if taken.is_ok() {
-                    return Ok(index as u32);
-                }
+            if let Some(slot) = self.try_take_slot() {
+                return Ok(slot);
             }
             check_patience(offset, deadline)?;
             if !self.lead() {

@@ -172,20 +172,24 @@ impl ExternalStore {
         let mut result = Ok(());
         let mut chunks = buf.chunks_mut(self.recipe.shape.slot_bytes).peekable();
         while result.is_ok() && (chunks.peek().is_some() || !asked.is_empty()) {
-            if asked.len() < in_flight && chunks.peek().is_some() {
-                let chunk = chunks.next().expect("peeked");
-                match channel.take_slot(at, deadline) {
-                    Ok(slot) => {
-                        result = channel.ask(slot, at, chunk.len());
-                        let next = at.0 + chunk.len() as u64;
-                        asked.push((slot, at, chunk));
-                        at = ByteOffset(next);
-                    }
-                    Err(reason) => result = Err(reason),
+            let taken = match chunks.peek() {
+                Some(_) if asked.is_empty() => channel.take_slot(at, deadline).map(Some),
+                Some(_) if asked.len() < in_flight => Ok(channel.try_take_slot()),
+                _ => Ok(None),
+            };
+            match taken {
+                Ok(Some(slot)) => {
+                    let chunk = chunks.next().expect("peeked");
+                    result = channel.ask(slot, at, chunk.len());
+                    let next = at.0 + chunk.len() as u64;
+                    asked.push((slot, at, chunk));
+                    at = ByteOffset(next);
                 }
-            } else {
-                let (slot, at, chunk) = asked.remove(0);
-                result = channel.wait_answer(slot, at, chunk, deadline);
+                Ok(None) => {
+                    let (slot, at, chunk) = asked.remove(0);
+                    result = channel.wait_answer(slot, at, chunk, deadline);
+                }
+                Err(reason) => result = Err(reason),
             }
         }
         asked.into_iter().for_each(|(slot, ..)| channel.abandon(slot));
