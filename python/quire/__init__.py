@@ -34,6 +34,8 @@ from quire.errors import (
     PmapError,
     ProtectionError,
     SourceError,
+    SwapFullError,
+    SyncError,
     TruncatedError,
 )
 
@@ -64,6 +66,8 @@ __all__ = [
     "SourceError",
     "Statistics",
     "Store",
+    "SwapFullError",
+    "SyncError",
     "TruncatedError",
     "budget",
     "open",

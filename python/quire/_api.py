@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
+from quire.creation import RawShape, create
 from quire.errors import ChangedError, FormatError, ModeError
 from quire.layout import raw_layout
 from quire.mapping import Mapping
@@ -25,19 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RawShape", "budget", "find_layout", "open", "reopen", "set_budget"]
 
-MODES_TO_COME = ("r+", "w+", "c")
+MODES = ("r", "r+", "w+")
 TIMEOUT_S_MAX = 1 << 31
 RETRIES_MAX = 100
-
-
-@dataclass(frozen=True)
-class RawShape:
-    """How the user describes bytes without a header: see `open`."""
-
-    dtype: npt.DTypeLike | None = None
-    shape: ShapeLike | None = None
-    offset: int = 0
-    order: str = "C"
 
 
 def open(
@@ -64,7 +54,9 @@ def open(
     Args:
         source: a path; a URL (`file`, `http`, `https`, `s3`, `gs`, `az`, or any that fsspec
             knows); or an object of your own subclass of `quire.Store`.
-        mode: "r"; this version maps read-only.
+        mode: as in `numpy.memmap`: "r" maps read-only; "r+" writes back to the source what is
+            written to the array, at `Mapping.sync` and when pages are evicted; "w+" makes the file
+            first, of this ``dtype`` and ``shape``, with a header where its name ends in ".npy".
         dtype: type of the elements of raw bytes.
         shape: lengths of the array of raw bytes; one may be -1.
         offset: bytes before the first element of raw bytes.
@@ -92,21 +84,30 @@ def open(
     ...     mapping.array[1].tolist()
     [5, 6, 7, 8, 9]
     """
-    _require_read_only(mode)
+    if mode not in MODES:
+        raise ModeError(f"{mode!r} is no mode: there are {', '.join(map(repr, MODES))}")
     _require_patience(timeout, retries)
     budget_bytes = None if budget is None else parse_size(budget, name="budget")
     granule_bytes = None if granule is None else parse_size(granule, name="granule")
-    resolved = resolve(
-        source, storage_options=storage_options, budget_bytes=budget_bytes, timeout_s=timeout
-    )
     raw = RawShape(dtype, shape, offset, order)
+    if mode == "w+":
+        raw, mode = create(source, raw), "r+"
+    resolved = resolve(
+        source,
+        storage_options=storage_options,
+        budget_bytes=budget_bytes,
+        timeout_s=timeout,
+        writable=mode != "r",
+    )
     try:
+        _require_writable(resolved.store, mode)
         layout = find_layout(resolved.store, raw)
         given = {
-            "dtype": dtype,
-            "shape": shape,
-            "offset": offset,
-            "order": order,
+            "mode": mode,
+            "dtype": raw.dtype,
+            "shape": raw.shape,
+            "offset": raw.offset,
+            "order": raw.order,
             "budget": budget,
             "granule": granule,
             "pmap": pmap,
@@ -122,6 +123,7 @@ def open(
             granule_bytes=granule_bytes,
             pmap=pmap or os.environ.get("QUIRE_PMAP") or None,
             retries=retries,
+            mode=mode,
         )
     except BaseException:
         resolved.store.close()
@@ -200,11 +202,10 @@ def _recipe(resolved: Resolved, given: dict[str, Any]) -> tuple[Any, ...] | None
     return reopen, (resolved.pickled, given, resolved.store.version)
 
 
-def _require_read_only(mode: str) -> None:
-    if mode in MODES_TO_COME:
+def _require_writable(store: _core.Store, mode: str) -> None:
+    if mode != "r" and store.read_only is not None:
         raise ModeError(
-            f'mode "{mode}" is not available: this version of quire maps read-only; open with '
-            'mode "r" and copy what you want to change'
+            f'mode "{mode}" needs a source that can be written, and this one cannot: '
+            f'{store.read_only}; open with mode "r" and copy what you want to change',
+            source=store.label,
         )
-    if mode != "r":
-        raise ModeError(f'{mode!r} is no mode: the mode of this version is "r"')

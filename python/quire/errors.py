@@ -9,6 +9,8 @@ Error
 ├── ModeError              (also ValueError) the mode does not allow it
 ├── ClosedError            (also ValueError) the mapping or store is closed
 ├── ProtectionError        a write reached a page that may only be read
+├── SyncError              dirty pages could not be written back, and are dirty still
+├── SwapFullError          the swap space is used up
 └── PageIOError            a page could not be had
     ├── TruncatedError     the source is shorter than it was at open
     ├── ChangedError       the source is another one than at open
@@ -182,6 +184,18 @@ class ProtectionError(DeliveredError):
     """A write reached a page that may only be read."""
 
 
+class SyncError(DeliveredError):
+    """Dirty pages could not be written back, or made durable; they are dirty still.
+
+    Nothing is lost: the array holds what was written to it, and the next `quire.Mapping.sync`
+    writes it again. ``offset`` is that of the write that failed, ``errno`` says why.
+    """
+
+
+class SwapFullError(DeliveredError):
+    """The swap space is used up: pages can neither be evicted nor be had until some is free."""
+
+
 CLASS_OF_CODE: dict[str, type[Error]] = {
     "io": PageIOError,
     "truncated": TruncatedError,
@@ -193,6 +207,8 @@ CLASS_OF_CODE: dict[str, type[Error]] = {
     "interrupted": InterruptedPageError,
     "closed": PageIOError,
     "protection": ProtectionError,
+    "swap_full": SwapFullError,
+    "write_back": SyncError,
 }
 """The class for each name of a ``FaultCode`` of the core."""
 

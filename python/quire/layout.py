@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["ArrayLayout", "Order", "ShapeLike", "raw_layout", "require_dtype"]
+__all__ = [
+    "ArrayLayout",
+    "Order",
+    "ShapeLike",
+    "raw_layout",
+    "require_dtype",
+    "require_order",
+    "shape_of",
+]
 
 Order: TypeAlias = Literal["C", "F"]
 ShapeLike: TypeAlias = "int | Sequence[int]"
@@ -69,13 +77,13 @@ class ArrayLayout:
             )
 
     def view(self, memory: memoryview) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """The array over ``memory``, the bytes of the whole source; read-only.
+        """The array over ``memory``, the bytes of the whole source; read-only if that is.
 
         An array without bytes refers to no memory: the buffer protocol has no empty views.
         """
         if self.size_bytes == 0:
             empty = np.empty(self.shape, self.dtype, self.order)
-            empty.flags.writeable = False
+            empty.flags.writeable = not memory.readonly
             return empty
         flat = np.frombuffer(memory, self.dtype, self.count, self.offset_bytes)
         return flat.reshape(self.shape, order=self.order)
@@ -102,8 +110,7 @@ def raw_layout(
     >>> raw_layout(80, "a.bin", "f4", (-1, 5), 0, "C").shape
     (4, 5)
     """
-    if order not in ("C", "F"):
-        raise ValueError(f'order {order!r} is neither "C" nor "F"')
+    order = require_order(order)
     offset = operator.index(offset)
     if offset < 0:
         raise ValueError(f"offset {offset} is negative: it counts from the start of the source")
@@ -114,7 +121,7 @@ def raw_layout(
             f"the offset {offset:,} is past the end of the source, {source_bytes:,} bytes",
             source=source,
         )
-    lengths = _lengths(-1 if shape is None else shape)
+    lengths = shape_of(-1 if shape is None else shape)
     if -1 in lengths:
         known_bytes = math.prod(length for length in lengths if length != -1) * element.itemsize
         if known_bytes == 0 or left_bytes % known_bytes:
@@ -125,12 +132,28 @@ def raw_layout(
             )
         unknown = left_bytes // known_bytes
         lengths = tuple(unknown if length == -1 else length for length in lengths)
-    layout = ArrayLayout(element, lengths, "F" if order == "F" else "C", offset, "raw")
+    layout = ArrayLayout(element, lengths, order, offset, "raw")
     layout.require_within(source_bytes, source)
     return layout
 
 
-def _lengths(shape: ShapeLike) -> tuple[int, ...]:
+def require_order(order: str) -> Order:
+    """``order``, if it is one.
+
+    Raises:
+        ValueError: it is neither "C" nor "F".
+    """
+    if order in ("C", "F"):
+        return "F" if order == "F" else "C"
+    raise ValueError(f'order {order!r} is neither "C" nor "F"')
+
+
+def shape_of(shape: ShapeLike) -> tuple[int, ...]:
+    """The lengths that a shape given as an int or a sequence means; one may be -1.
+
+    Raises:
+        ValueError, TypeError: it is no shape.
+    """
     try:
         lengths: tuple[int, ...] = (operator.index(shape),)  # type: ignore[arg-type]
     except TypeError:

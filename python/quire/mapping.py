@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
-from quire._fork import watch_interpreter
+from quire._fork import sync_at_exit, watch_interpreter
 from quire.errors import ClosedError, Error, error_of_failure
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
@@ -28,7 +28,8 @@ class Mapping(_core.MappingBase):
     """A source mapped into memory; made by `quire.open`.
 
     It is a context manager and supports the buffer protocol: `memoryview(mapping)` is the bytes of
-    the whole (decompressed) source, read-only, a header included; `array` is the array in them.
+    the whole (decompressed) source, a header included; `array` is the array in them. Both are
+    read-only in mode "r".
 
     Threads: any number may use a mapping and its array at once. In a forked child the mapping
     works, or a touch raises; it never reads zeros in place of data.
@@ -40,6 +41,7 @@ class Mapping(_core.MappingBase):
     (2, 3) 12.0
     """
 
+    _mode: str
     _store: _core.Store
     _layout: ArrayLayout
     _recipe: tuple[Any, ...] | None
@@ -55,9 +57,13 @@ class Mapping(_core.MappingBase):
         granule_bytes: int | None = None,
         pmap: str | None = None,
         retries: int = 2,
+        mode: str = "r",
     ) -> Self:
         """Maps ``store``; `quire.open` is the way to call it."""
-        self = super().__new__(cls, store, budget_bytes, granule_bytes, pmap, retries)
+        self = super().__new__(cls, store, budget_bytes, granule_bytes, pmap, retries, mode)
+        self._mode = mode
+        if mode != "r":
+            sync_at_exit(self)
         self._store = store
         self._layout = layout
         self._recipe = recipe
@@ -66,7 +72,7 @@ class Mapping(_core.MappingBase):
 
     @property
     def array(self) -> np.ndarray[Any, Any]:
-        """The source as a `numpy.ndarray`, read-only; the mapping lives as long as the array.
+        """The source as a `numpy.ndarray`; the mapping lives as long as the array.
 
         It is the same object while anyone holds it. Touching an element reads its page when it
         is not resident; a page that cannot be had raises a `quire.PageIOError` in that thread at
@@ -102,6 +108,11 @@ class Mapping(_core.MappingBase):
         return self._layout.order
 
     @property
+    def mode(self) -> str:
+        """What becomes of writes, as in `numpy.memmap`: "r", "r+"."""
+        return self._mode
+
+    @property
     def source(self) -> str:
         """The path, URL or label of what is mapped."""
         return self._store.label
@@ -130,6 +141,26 @@ class Mapping(_core.MappingBase):
         if error is not None:
             raise error
 
+    def sync(self, offset: int = 0, length: int | None = None) -> None:
+        """Writes back what is dirty and makes it durable (msync(2), fdatasync(2)).
+
+        Afterwards the source holds what the array held at the call, in these bytes: from ``offset``
+        on, counted from the start of the source, ``length`` of them or all. What threads write
+        meanwhile may be in it or not. Does nothing where writes do not go to the source.
+
+        Raises:
+            quire.SyncError: it could not. Everything is still in the array, and dirty: the next
+                `sync` writes it again.
+            ValueError: a negative offset or length.
+        """
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError(f"offset {offset} and length {length} may not be negative")
+        super().sync(offset, length)
+
+    def flush(self) -> None:
+        """`sync` of all, by the name that `numpy.memmap` and `mmap.mmap` have for it."""
+        self.sync()
+
     def statistics(self) -> Statistics:  # type: ignore[override]
         """What was counted of this mapping; also after it failed or was closed."""
         return Statistics(**super().statistics())
@@ -142,12 +173,16 @@ class Mapping(_core.MappingBase):
         super().set_budget(None if budget is None else parse_size(budget, name="budget"))
 
     def close(self) -> None:
-        """Unmaps and closes the source; does nothing when that was done before.
+        """Syncs, unmaps and closes the source; does nothing when that was done before.
 
         Raises:
+            quire.SyncError: what is dirty could not be written back. The mapping stays open: mend
+                what is in the way and close it again, or copy the array elsewhere.
             BufferError: an array or another view of the mapping is alive, as with `mmap.close`.
                 Delete it first, or leave the closing to it: the mapping ends with its last view.
         """
+        if not self.closed and self.exports == 0:
+            self.sync()
         if not self.closed:
             self.unmap()
 
@@ -162,7 +197,13 @@ class Mapping(_core.MappingBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Closes; while views are alive it leaves that to the last of them and never raises."""
+        """Syncs and closes; while views are alive it leaves the closing to the last of them.
+
+        Raises:
+            quire.SyncError: as `close`, unless an exception is on its way already.
+        """
+        if kind is None and not self.closed:
+            self.sync()
         self.unmap_when_idle()
 
     def __len__(self) -> int:

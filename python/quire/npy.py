@@ -15,6 +15,7 @@ its length is bounded, its text is read as a literal and never evaluated.
 from __future__ import annotations
 
 import ast
+import io
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ from quire.layout import DIMENSIONS_MAX, ArrayLayout, require_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAGIC", "is_npy", "read_layout"]
+    from quire.layout import Order
+
+__all__ = ["MAGIC", "header_of", "is_npy", "read_layout"]
 
 MAGIC = b"\x93NUMPY"
 HEADER_BYTES_MAX = 1 << 20
@@ -73,6 +76,26 @@ def read_layout(read: Callable[[int, int], bytes], source_bytes: int, source: st
     layout = _layout(fields, data_at, source)
     layout.require_within(source_bytes, source)
     return layout
+
+
+def header_of(dtype: np.dtype[Any], shape: tuple[int, ...], order: Order) -> bytes:
+    """The header of a new file with such an array.
+
+    >>> header_of(np.dtype("f4"), (2, 3), "C")[:6] == MAGIC
+    True
+    """
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": order == "F",
+        "shape": shape,
+    }
+    buffer = io.BytesIO()
+    try:
+        np.lib.format.write_array_header_1_0(buffer, fields)
+    except ValueError:  # longer than the 65,535 bytes of version 1
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_2_0(buffer, fields)
+    return buffer.getvalue()
 
 
 def _parse(text: bytes, encoding: str, source: str) -> dict[str, Any]:

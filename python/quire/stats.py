@@ -30,6 +30,9 @@ class Statistics:
         buffer_bytes: what stores keep for good: shared memory of pager processes, workspaces and
             tables of zstd; part of what is held.
         budget_bytes: what may be held.
+        written_bytes: bytes of dirty pages written back.
+        syncs: times that the store was made durable.
+        write_faults: first writes to clean pages that were faults.
         retries: reads that were tried again.
         errors: pages that could not be had.
     """
@@ -50,6 +53,9 @@ class Statistics:
     peak_resident_bytes: int
     buffer_bytes: int
     budget_bytes: int
+    written_bytes: int
+    syncs: int
+    write_faults: int
     retries: int
     errors: int
 

@@ -47,6 +47,9 @@ counters! {
     readahead_fills, "count", "Granules filled ahead of need.";
     evictions, "count", "Granules evicted to keep a budget.";
     evicted_bytes, "bytes", "Bytes evicted.";
+    written_bytes, "bytes", "Bytes of dirty pages written back.";
+    syncs, "count", "Syncs of the store.";
+    write_faults, "count", "First writes to clean pages that were faults.";
     retries, "count", "Reads of the store that were tried again.";
     errors, "count", "Pages that could not be filled.";
 }

@@ -27,17 +27,41 @@ pub enum FaultCode {
     Closed = 9,
     /// A write reached a mapping that is read-only.
     Protection = 10,
+    /// The swap space is used up.
+    SwapFull = 11,
+    /// A dirty page could not be written back; it is dirty still.
+    WriteBack = 12,
 }
 
 impl FaultCode {
     /// The code of a stable number.
     pub fn from_number(number: u8) -> Option<FaultCode> {
         use FaultCode::{
-            Changed, Checksum, Closed, Corrupt, Interrupted, Io, PagerDied, Protection, Timeout, Truncated,
+            Changed, Checksum, Closed, Corrupt, Interrupted, Io, PagerDied, Protection, SwapFull, Timeout,
+            Truncated, WriteBack,
         };
-        [Io, Truncated, Changed, Corrupt, Checksum, PagerDied, Timeout, Interrupted, Closed, Protection]
-            .into_iter()
-            .find(|code| *code as u8 == number)
+        [
+            Io,
+            Truncated,
+            Changed,
+            Corrupt,
+            Checksum,
+            PagerDied,
+            Timeout,
+            Interrupted,
+            Closed,
+            Protection,
+            SwapFull,
+            WriteBack,
+        ]
+        .into_iter()
+        .find(|code| *code as u8 == number)
+    }
+
+    /// Whether the page can be had again once the error was told: nothing is lost, and what stood in
+    /// the way (an interrupt, a full disk) may have gone.
+    pub fn is_passing(self) -> bool {
+        matches!(self, FaultCode::Interrupted | FaultCode::SwapFull | FaultCode::WriteBack)
     }
 
     /// Whether the same read may succeed when it is tried again.

@@ -16,11 +16,12 @@ use crate::fill::{Task, Work};
 use crate::interrupt;
 use crate::load;
 use crate::memory_object::Condition;
-use crate::page::PageState;
+use crate::page::{DIRTY, PageState, REFERENCED};
+use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
-use crate::sys::memory;
+use crate::sys::memory::{self, Touch};
 use crate::sys::thread;
 use crate::units::{ByteOffset, PageIndex};
 
@@ -32,7 +33,7 @@ const RUNS_MAX: u64 = 8;
 
 /// Resolves a fault on behalf of a thread that waits in the kernel. Called by handler threads;
 /// `may_wait` says that another of them is free, so that this one may wait for a slow store.
-pub fn serve(address: usize, started_ns: u64, may_wait: bool) {
+pub fn serve(address: usize, touch: Touch, started_ns: u64, may_wait: bool) {
     // Not found: it was unmapped meanwhile, which woke the thread.
     let Some((entry, in_flight)) = SPACE.find(address) else {
         return;
@@ -47,10 +48,10 @@ pub fn serve(address: usize, started_ns: u64, may_wait: bool) {
                 fill_ahead(&entry, page);
                 let waits = object.pager.store().is_slow() && object.condition() == Condition::Healthy;
                 if waits && !may_wait {
-                    let work = Work::Demand { page, started_ns };
+                    let work = Work::Demand { page, touch, started_ns };
                     entry.fill.get().submit(Task { entry: Arc::clone(&entry), work, in_flight });
                 } else {
-                    load::load(&entry, page, started_ns);
+                    load::load(&entry, page, touch, started_ns);
                     collapse_later(&entry, page);
                 }
                 return;
@@ -62,18 +63,41 @@ pub fn serve(address: usize, started_ns: u64, may_wait: bool) {
                     return; // the owner wakes the thread
                 }
             }
+            PageState::Resident if touch == Touch::Write && entry.writable => {
+                if note_write(&entry, page) {
+                    return;
+                }
+            }
             PageState::Resident | PageState::Poisoned => {
                 entry.pmap.get().wake(entry.page_range(page));
                 return;
             }
-            PageState::Evicting => object.pages.wait_left(page, PageState::Evicting, WAIT),
+            state @ (PageState::Evicting | PageState::Held) => object.pages.wait_left(page, state, WAIT),
         }
     }
 }
 
+/// A write to a resident page of a writable mapping, of which it may be the first: the page is dirty
+/// from here on, and open to writes. False when the page was not free to be held.
+fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
+    let pages = &entry.object.pages;
+    if !pages.claim(page, PageState::Resident, PageState::Held) {
+        return false;
+    }
+    count(&entry.object.counters.write_faults);
+    // Fails where the process has no map entry left (mprotect): the write faults again, and by then
+    // pages that were evicted have given some back.
+    let opened = entry.pmap.get().protect(entry.page_range(page), false);
+    pages.keep(page, DIRTY | REFERENCED);
+    if opened.is_err() {
+        let _ = pageout::evict(entry, entry.object.granule);
+    }
+    true
+}
+
 /// Resolves a fault that arrived as a signal in the faulting thread; false when the address is not
 /// quire's, or nothing can be done.
-pub fn on_signal(signal: i32, address: usize, write: Option<bool>) -> bool {
+pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
     let started_ns = thread::now_ns();
     let Some((entry, _in_flight)) = SPACE.find(address) else {
         return false;
@@ -82,12 +106,14 @@ pub fn on_signal(signal: i32, address: usize, write: Option<bool>) -> bool {
         return arm_or_fill(&entry, address);
     }
     let page = entry.page_at(address);
-    let mended = if signal == libc::SIGSEGV && write == Some(false) {
-        true // the range was inaccessible when it was touched and has been made ready since
-    } else if signal == libc::SIGSEGV {
+    let signals = entry.pmap.get().faults_are_signals();
+    let stray = signal == libc::SIGSEGV && touch != Touch::Read && !entry.writable;
+    let mended = if stray {
         allow_stray_write(&entry, page, address)
-    } else if entry.pmap.get().faults_are_signals() {
-        load_here(&entry, page, started_ns)
+    } else if signals {
+        resolve_here(&entry, page, touch, started_ns)
+    } else if signal == libc::SIGSEGV {
+        true // the range was inaccessible when it was touched and has been made ready since
     } else {
         unpoison(&entry, page)
     };
@@ -97,7 +123,7 @@ pub fn on_signal(signal: i32, address: usize, write: Option<bool>) -> bool {
     mended
 }
 
-fn load_here(entry: &Arc<MapEntry>, page: PageIndex, started_ns: u64) -> bool {
+fn resolve_here(entry: &Arc<MapEntry>, page: PageIndex, touch: Touch, started_ns: u64) -> bool {
     let object = &entry.object;
     let mut waited = false;
     loop {
@@ -105,9 +131,14 @@ fn load_here(entry: &Arc<MapEntry>, page: PageIndex, started_ns: u64) -> bool {
             PageState::Absent => {
                 if object.pages.claim(page, PageState::Absent, PageState::Loading) {
                     fill_ahead(entry, page);
-                    let loaded = load::load(entry, page, started_ns);
+                    let loaded = load::load(entry, page, touch, started_ns);
                     collapse_later(entry, page);
                     return loaded;
+                }
+            }
+            PageState::Resident if touch != Touch::Read && entry.writable => {
+                if note_write(entry, page) {
+                    return true;
                 }
             }
             PageState::Resident => return true,
@@ -139,7 +170,9 @@ fn unpoison(entry: &MapEntry, page: PageIndex) -> bool {
             PageState::Poisoned => {
                 if object.pages.claim(page, PageState::Poisoned, PageState::Loading) {
                     let cost = object.load_cost();
-                    pageout::reserve(entry, cost);
+                    if pageout::reserve(entry, cost).is_err() {
+                        PAGE_CACHE.charge(&object.account, cost);
+                    }
                     entry.pmap.get().remove(&[entry.page_range(page)]);
                     return load::install_filler(entry, page, cost);
                 }
@@ -166,11 +199,17 @@ fn allow_stray_write(entry: &MapEntry, page: PageIndex, address: usize) -> bool 
 /// the error.
 #[allow(unsafe_code)]
 fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
-    let Err(error) = runtime::rearm() else {
-        return true;
+    let message = if entry.writable {
+        "a writable mapping is not inherited by the child of a fork, which would not see what its parent \
+         writes: open it again in the child"
+            .to_string()
+    } else {
+        match runtime::rearm() {
+            Ok(()) => return true,
+            Err(error) => format!("the mapping could not be made ready in the child of a fork: {error}"),
+        }
     };
     let offset = ByteOffset((address - entry.range.start) as u64);
-    let message = format!("the mapping could not be made ready in the child of a fork: {error}");
     entry.object.fail(entry.page_at(address), StoreError::new(FaultCode::Io, offset, message));
     let filled = load::cover_with_filler(entry.page_range(entry.page_at(address)));
     if let Some(failure) = entry.object.failure() {

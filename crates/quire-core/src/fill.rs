@@ -9,6 +9,7 @@ use crate::load;
 use crate::memory_object::InFlight;
 use crate::space::MapEntry;
 use crate::sys::lock::{Condvar, Mutex};
+use crate::sys::memory::Touch;
 use crate::sys::thread;
 use crate::units::PageIndex;
 
@@ -18,6 +19,8 @@ pub enum Work {
     Demand {
         /// Which page.
         page: PageIndex,
+        /// For what.
+        touch: Touch,
         /// When it was touched, nanoseconds of the monotonic clock.
         started_ns: u64,
     },
@@ -109,8 +112,8 @@ impl FillPool {
             };
             drop(queue);
             match task.work {
-                Work::Demand { page, started_ns } => {
-                    load::load(&task.entry, page, started_ns);
+                Work::Demand { page, touch, started_ns } => {
+                    load::load(&task.entry, page, touch, started_ns);
                     load::collapse(&task.entry, page);
                 }
                 Work::Ahead { first, count } => {

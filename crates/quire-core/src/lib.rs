@@ -9,13 +9,14 @@
 //!   fault              resolves a fault
 //!   fill               threads that load on nobody's stack
 //!   load  pageout      load pages; evict pages
+//!   laundry            writes dirty pages back
 //!   space              map entries by address
 //!   memory_object      pages, pager, account, condition
 //!   page_cache  pager  pmap   budgets; where pages come from; translations
 //!   page  policy  readahead   states; victims; sequences
 //!   store              bytes
 //!   sys                system calls
-//!   units errors counters interrupt buffers   used by all
+//!   units errors counters interrupt buffers range_set   used by all
 //! ```
 //!
 //! # Lock order
@@ -36,6 +37,7 @@ pub mod errors;
 pub mod fault;
 pub mod fill;
 pub mod interrupt;
+pub mod laundry;
 pub mod load;
 pub mod mapping;
 pub mod memory_object;
@@ -45,6 +47,7 @@ pub mod pageout;
 pub mod pager;
 pub mod pmap;
 pub mod policy;
+pub mod range_set;
 pub mod readahead;
 pub mod runtime;
 pub mod space;

@@ -11,11 +11,12 @@ use crate::counters::{add, count};
 use crate::errors::{FaultCode, StoreError};
 use crate::interrupt;
 use crate::memory_object::Condition;
-use crate::page::{AHEAD, BAD, PageState, REFERENCED};
+use crate::page::{AHEAD, BAD, DIRTY, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
+use crate::pmap::Tracking;
 use crate::space::{MapEntry, SPACE};
-use crate::sys::memory::{self, Range};
+use crate::sys::memory::{self, Range, Touch};
 use crate::sys::thread;
 use crate::units::{ByteCount, PageIndex};
 
@@ -24,13 +25,16 @@ const INSTALL_TRIES: u32 = 50;
 
 /// Loads a page that a thread touched at `started_ns` of the monotonic clock. False only when not
 /// even filler could be installed.
-pub fn load(entry: &MapEntry, page: PageIndex, started_ns: u64) -> bool {
+pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) -> bool {
     let object = &entry.object;
     let cost = object.load_cost();
-    pageout::reserve(entry, cost);
-    let done = match fill_and_install(entry, page, 1) {
+    let protection = Protection::of(entry, page, touch);
+    let filled = pageout::reserve(entry, cost)
+        .inspect_err(|_| PAGE_CACHE.charge(&object.account, cost)) // what shows the error must fit
+        .and_then(|()| fill_and_install(entry, page, 1, protection.protected));
+    let done = match filled {
         Ok(()) => {
-            finish_filled(entry, page, REFERENCED, cost);
+            finish_filled(entry, page, REFERENCED | protection.flags, cost);
             true
         }
         Err(error) => cannot_fill(entry, page, error, cost),
@@ -38,6 +42,26 @@ pub fn load(entry: &MapEntry, page: PageIndex, started_ns: u64) -> bool {
     count(&object.counters.faults);
     object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
     done
+}
+
+/// How a page is installed.
+struct Protection {
+    /// The next write is noticed.
+    protected: bool,
+    /// Flags of the page.
+    flags: u32,
+}
+
+impl Protection {
+    /// What a touch asks for: a page that is about to be written is left open to it where all of
+    /// it is then taken to be dirty in any case.
+    fn of(entry: &MapEntry, page: PageIndex, touch: Touch) -> Self {
+        let asynchronous = entry.pmap.get().tracking() == Tracking::WpAsync;
+        let whole = !asynchronous || entry.object.page_len(page) == memory::page_bytes();
+        let open = entry.writable && touch == Touch::Write && whole;
+        let flags = if open && !asynchronous { DIRTY } else { 0 };
+        Protection { protected: entry.writable && !open, flags }
+    }
 }
 
 /// Loads `pages` from `first` on ahead of need, by one read. Gives up without a word when there is
@@ -51,7 +75,7 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
         run.for_each(|page| give_up(entry, page));
         return;
     }
-    let filled = fill_and_install(entry, first, pages);
+    let filled = fill_and_install(entry, first, pages, entry.writable);
     if filled.is_err() {
         let ranges: Vec<Range> = run.clone().map(|page| entry.page_range(page)).collect();
         entry.pmap.get().remove(&ranges); // those that were installed before the error
@@ -71,7 +95,12 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
 }
 
 /// Reads `pages` from `first` on into a buffer and installs them; their states do not change.
-fn fill_and_install(entry: &MapEntry, first: PageIndex, pages: u64) -> Result<(), StoreError> {
+fn fill_and_install(
+    entry: &MapEntry,
+    first: PageIndex,
+    pages: u64,
+    protected: bool,
+) -> Result<(), StoreError> {
     let object = &entry.object;
     let offset = first.offset(object.granule);
     if let Some(failure) = object.failure() {
@@ -83,7 +112,9 @@ fn fill_and_install(entry: &MapEntry, first: PageIndex, pages: u64) -> Result<()
     let bytes = buffer.slice_mut(ByteCount(len).as_usize());
     let installed = object.pager.get_page(offset, bytes, &object.counters).and_then(|()| {
         let chunks = bytes.chunks(object.granule.as_usize());
-        (first.0..).zip(chunks).try_for_each(|(page, chunk)| install(entry, PageIndex(page), chunk))
+        (first.0..)
+            .zip(chunks)
+            .try_for_each(|(page, chunk)| install(entry, PageIndex(page), chunk, protected))
     });
     buffers::give(buffer);
     installed
@@ -128,14 +159,14 @@ pub fn cover_with_filler(range: Range) -> bool {
     }
 }
 
-fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8]) -> Result<(), StoreError> {
+fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8], protected: bool) -> Result<(), StoreError> {
     let range = entry.page_range(page);
     for _ in 0..INSTALL_TRIES {
-        match entry.pmap.get().install(range.start, bytes) {
+        match entry.pmap.get().install(range.start, bytes, protected) {
             Ok(()) => return Ok(()),
             Err(libc::ENOMEM) => {
                 // A memory limit outside of our budgets (cgroup): give back what we can.
-                pageout::evict(entry, ByteCount(bytes.len() as u64 * 4));
+                let _ = pageout::evict(entry, ByteCount(bytes.len() as u64 * 4));
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(errno) => return Err(refused(entry, page, errno)),
@@ -155,7 +186,10 @@ fn refused(entry: &MapEntry, page: PageIndex, errno: i32) -> StoreError {
 
 fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount) {
     let object = &entry.object;
-    object.pages.finish(page, PageState::Resident, flags);
+    if object.pages.finish(page, PageState::Resident, flags) {
+        // They may have met the page write-protected, after the installation had woken them.
+        entry.pmap.get().wake(entry.page_range(page));
+    }
     object.policy.lock().insert(page);
     PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
 }
@@ -202,7 +236,7 @@ pub fn install_filler(entry: &MapEntry, page: PageIndex, cost: ByteCount) -> boo
     let installed = buffers::take(object.granule).is_ok_and(|mut buffer| {
         let bytes = buffer.slice_mut(object.page_len(page));
         bytes.fill(FILLER);
-        let installed = install(entry, page, bytes).is_ok();
+        let installed = install(entry, page, bytes, false).is_ok();
         buffers::give(buffer);
         installed
     });
@@ -227,17 +261,19 @@ pub fn install_filler(entry: &MapEntry, page: PageIndex, cost: ByteCount) -> boo
 pub fn resume() {
     interrupt::clear();
     for (entry, _in_flight) in SPACE.all() {
-        if entry.object.resume() {
+        if entry.object.resume(true) {
             drop_filler(&entry);
         }
     }
 }
 
 /// An error of this mapping was delivered: the filler goes, so that the next touch, by this thread
-/// or another, meets the error again rather than the filler.
+/// or another, meets the error again rather than the filler, or, where what stood in the way has
+/// gone, the page.
 pub fn delivered(mapping: u64) {
     for (entry, _in_flight) in SPACE.all() {
         if entry.object.id == mapping {
+            entry.object.resume(false);
             drop_filler(&entry);
         }
     }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
-use crate::errors::MapError;
+use crate::errors::{MapError, StoreError};
 use crate::interrupt::{self, PageError};
+use crate::laundry;
 use crate::memory_object::{Condition, MemoryObject};
 use crate::page::PageState;
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::StorePager;
-use crate::pmap::{self, Rung, RunningPmap};
+use crate::pmap::{self, Kind, RunningPmap, Tracking};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
 use crate::store::Store;
@@ -31,14 +32,27 @@ const GRANULE_HUGE_LEAST: ByteCount = ByteCount(16 << 10);
 /// A granule chosen by default takes at most this part of the budget.
 const GRANULE_SHARE: u64 = 16;
 
+/// What becomes of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// There are none.
+    #[default]
+    ReadOnly,
+    /// They go to the store.
+    Shared,
+}
+
 /// How to map.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// What becomes of writes.
+    pub mode: Mode,
     /// Bytes that may be resident; the process-wide budget alone when absent.
     pub budget: Option<ByteCount>,
     /// Bytes of a granule; chosen by the store when absent.
     pub granule: Option<ByteCount>,
-    /// Name of the pmap; the best that works when absent.
+    /// Name of the pmap, and how it notices writes where that is not to be the best that works
+    /// ("uffd:wp-sync"); the best that works when absent.
     pub pmap: Option<String>,
     /// Further tries of a read that fails in a way that may pass.
     pub retries: u32,
@@ -48,7 +62,9 @@ pub struct Options {
 pub struct Mapping {
     range: Range,
     object: Arc<MemoryObject>,
-    pmap_name: &'static str,
+    kind: Kind,
+    tracking: Tracking,
+    writable: bool,
     watches: bool,
     /// Gone when unmapped, and with it the pmap's descriptors.
     entry: Mutex<Option<Arc<MapEntry>>>,
@@ -60,27 +76,27 @@ impl Mapping {
     /// # Errors
     /// [`MapError`].
     pub fn open(store: Arc<dyn Store>, options: &Options) -> Result<Self, MapError> {
-        let rung = choose(options.pmap.as_deref())?;
-        let kind = rung.kind.expect("a chosen rung has a kind");
+        let writable = options.mode != Mode::ReadOnly;
+        let (kind, tracking) = choose(options.pmap.as_deref(), writable)?;
         let budget = options.budget.unwrap_or(PAGE_CACHE.account.budget());
         let granule = granule(&*store, options.granule, budget)?;
         let slow = store.is_slow();
         let object = MemoryObject::new(StorePager::new(store, options.retries), granule, budget)?;
-        let (pmap, fill) = runtime::acquire(kind, slow)?;
-        let huge = may_be_huge(&object);
-        let range = match reserve_and_prepare(object.mapped, huge, &*pmap) {
+        let (pmap, fill) = runtime::acquire(kind, tracking, slow)?;
+        let huge = !writable && may_be_huge(&object);
+        let range = match reserve_and_prepare(object.mapped, huge, writable, &*pmap) {
             Ok(range) => range,
             Err(error) => {
                 runtime::release();
                 return Err(error);
             }
         };
-        let pmap_name = pmap.name();
         let entry = Arc::new(MapEntry {
             range,
             object: Arc::clone(&object),
             pmap: ForkCell::new(pmap),
             fill: ForkCell::new(fill),
+            writable,
             huge,
             armed: AtomicBool::new(true),
             closing: AtomicBool::new(false),
@@ -89,7 +105,8 @@ impl Mapping {
         if slow {
             interrupt::watch();
         }
-        Ok(Mapping { range, object, pmap_name, watches: slow, entry: Mutex::new(Some(entry)) })
+        let entry = Mutex::new(Some(entry));
+        Ok(Mapping { range, object, kind, tracking, writable, watches: slow, entry })
     }
 
     /// The addresses of the data, its length rounded up to hardware pages.
@@ -102,9 +119,33 @@ impl Mapping {
         &self.object
     }
 
-    /// Name of the pmap in use.
-    pub fn pmap_name(&self) -> &'static str {
-        self.pmap_name
+    /// The pmap in use.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// How writes are noticed; `None` for a read-only mapping.
+    pub fn tracking(&self) -> Option<Tracking> {
+        self.writable.then_some(self.tracking)
+    }
+
+    fn entry(&self) -> Option<Arc<MapEntry>> {
+        self.entry.lock().clone()
+    }
+
+    /// Writes back what is dirty in these bytes and makes it durable. Nothing to do where writes do
+    /// not go to a store.
+    ///
+    /// # Errors
+    /// The first failure; what is not durable stays dirty and is written by the next call.
+    pub fn sync(&self, within: std::ops::Range<u64>) -> Result<(), StoreError> {
+        let Some(entry) = self.entry() else { return Ok(()) };
+        if !entry.writable || !entry.armed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _in_flight = entry.object.enter();
+        let end = within.end.min(entry.object.mapped.0);
+        laundry::sync(&entry, within.start.min(end)..end)
     }
 
     /// Why the mapping has failed, when it has; an interrupt is no failure.
@@ -129,10 +170,14 @@ impl Mapping {
         Ok(())
     }
 
-    /// Ends it: waits that hang end, pages go, threads stop with the last mapping. The caller has
-    /// made sure that nothing refers to the addresses any more.
-    pub fn unmap(&self) {
-        let Some(entry) = self.entry.lock().take() else { return };
+    /// Ends it: what is dirty is written back, waits that hang end, pages go, threads stop with the
+    /// last mapping. The caller has made sure that nothing refers to the addresses any more.
+    ///
+    /// # Errors
+    /// What was dirty and could not be written back is lost.
+    pub fn unmap(&self) -> Result<(), StoreError> {
+        let synced = self.sync(0..u64::MAX);
+        let Some(entry) = self.entry.lock().take() else { return Ok(()) };
         entry.closing.store(true, Ordering::Release);
         SPACE.remove(&entry);
         entry.object.pager.store().close();
@@ -153,12 +198,14 @@ impl Mapping {
         if armed {
             runtime::release();
         }
+        synced
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.unmap();
+        // Who can be told has called `unmap` before.
+        let _ = self.unmap();
     }
 }
 
@@ -198,22 +245,33 @@ fn may_be_huge(object: &MemoryObject) -> bool {
     object.granule >= GRANULE_HUGE_LEAST && roomy(&object.account) && roomy(&PAGE_CACHE.account)
 }
 
-fn reserve_and_prepare(len: ByteCount, huge: bool, pmap: &dyn RunningPmap) -> Result<Range, MapError> {
-    let range = memory::reserve_aligned(len.as_usize(), HUGE_BYTES, libc::PROT_READ)?;
-    runtime::prepare(range, huge, pmap).inspect_err(|_| {
+fn reserve_and_prepare(
+    len: ByteCount,
+    huge: bool,
+    writable: bool,
+    pmap: &dyn RunningPmap,
+) -> Result<Range, MapError> {
+    let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    let range = memory::reserve_aligned(len.as_usize(), HUGE_BYTES, prot)?;
+    runtime::prepare(range, huge, writable, pmap).inspect_err(|_| {
         // SAFETY: reserved above, nothing refers to it.
         unsafe { memory::unmap(range) }
     })?;
     Ok(range)
 }
 
-fn choose(name: Option<&str>) -> Result<Rung, MapError> {
+/// The pmap of a name, or the best, and how it notices writes.
+fn choose(asked: Option<&str>, writable: bool) -> Result<(Kind, Tracking), MapError> {
     let ladder = pmap::probe();
-    let known = ladder.iter().map(|rung| rung.name).collect::<Vec<_>>().join(", ");
-    let chosen = match name {
+    let known = ladder.iter().map(|rung| rung.kind.name()).collect::<Vec<_>>().join(", ");
+    let (name, wanted) = match asked.map(|asked| asked.split_once(':').unwrap_or((asked, ""))) {
+        Some((name, tracking)) => (Some(name), Some(tracking).filter(|tracking| !tracking.is_empty())),
+        None => (None, None),
+    };
+    let rung = match name {
         Some(name) => ladder
             .into_iter()
-            .find(|rung| rung.name == name)
+            .find(|rung| rung.kind.name() == name)
             .ok_or_else(|| MapError::Pmap(format!("there is no pmap {name:?}; there are: {known}")))?,
         None => ladder.into_iter().find(|rung| rung.works).ok_or_else(|| {
             MapError::Pmap(format!(
@@ -221,13 +279,30 @@ fn choose(name: Option<&str>) -> Result<Rung, MapError> {
             ))
         })?,
     };
-    if chosen.works {
-        return Ok(chosen);
+    if !rung.works {
+        return Err(MapError::Pmap(format!(
+            "pmap {:?} does not work here: {}; {}",
+            rung.kind.name(),
+            rung.reason,
+            rung.remedy
+        )));
     }
-    Err(MapError::Pmap(format!(
-        "pmap {:?} does not work here: {}; {}",
-        chosen.name, chosen.reason, chosen.remedy
-    )))
+    let tracking = match wanted {
+        Some(name) => rung.trackings.iter().find(|tracking| tracking.name() == name),
+        None => rung.trackings.first(),
+    };
+    match tracking {
+        Some(tracking) => Ok((rung.kind, *tracking)),
+        None if !writable && wanted.is_none() => Ok((rung.kind, Tracking::None)),
+        None => {
+            let known = rung.trackings.iter().map(|tracking| tracking.name()).collect::<Vec<_>>().join(", ");
+            Err(MapError::Pmap(format!(
+                "pmap {:?} cannot notice writes {}: here it knows {known:?}; use another pmap",
+                rung.kind.name(),
+                wanted.map_or("to a writable mapping".into(), |name| format!("by {name:?}"))
+            )))
+        }
+    }
 }
 
 fn granule(store: &dyn Store, asked: Option<ByteCount>, budget: ByteCount) -> Result<ByteCount, MapError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::counters::{Counters, add};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
+use crate::laundry::Laundry;
 use crate::page::PageTable;
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::StorePager;
@@ -24,7 +25,8 @@ use crate::units::{ByteCount, PageCount, PageIndex};
 pub enum Condition {
     /// Yes.
     Healthy = 0,
-    /// A wait was interrupted; faults give filler until the interpreter has acted on it.
+    /// A wait was interrupted, or there was no room; faults give filler until the interpreter has
+    /// acted on it.
     Interrupted = 1,
     /// The store failed; faults give filler for ever, and every call says so.
     Failed = 2,
@@ -50,6 +52,8 @@ pub struct MemoryObject {
     pub readahead: ForkMutex<Readahead>,
     /// Pages that hold filler or poison.
     pub filler: ForkMutex<Vec<PageIndex>>,
+    /// Dirty pages on their way back.
+    pub laundry: Laundry,
     /// Bytes of the mapping: the data rounded up to hardware pages.
     pub mapped: ByteCount,
     condition: AtomicU8,
@@ -79,6 +83,7 @@ impl MemoryObject {
             policy: ForkMutex::new(Box::new(Clock::default())),
             readahead: ForkMutex::new(Readahead::default()),
             filler: ForkMutex::new(Vec::new()),
+            laundry: Laundry::default(),
             mapped,
             condition: AtomicU8::new(Condition::Healthy as u8),
             failure: ForkMutex::new(None),
@@ -124,6 +129,17 @@ impl MemoryObject {
         ByteCount(2 * read.0 + self.pager.store().buffer_bytes(read).0)
     }
 
+    /// Pages that the policy knows, in order.
+    pub fn resident_pages(&self) -> Vec<PageIndex> {
+        let mut pages = Vec::new();
+        self.policy.lock().retain(&mut |page| {
+            pages.push(page);
+            true
+        });
+        pages.sort_unstable();
+        pages
+    }
+
     /// Number of granules.
     pub fn page_count(&self) -> PageCount {
         PageCount(self.pages.len() as u64)
@@ -153,10 +169,9 @@ impl MemoryObject {
     /// an interrupt passes.
     pub fn fail(&self, page: PageIndex, error: StoreError) -> bool {
         add(&self.counters.errors, 1);
-        let next =
-            if error.code == FaultCode::Interrupted { Condition::Interrupted } else { Condition::Failed };
+        let next = if error.code.is_passing() { Condition::Interrupted } else { Condition::Failed };
         let mut failure = self.failure.lock();
-        if next == Condition::Interrupted && !interrupt::pending() {
+        if error.code == FaultCode::Interrupted && !interrupt::pending() {
             return false; // it was acted on meanwhile: the page can be had again
         }
         if next as u8 > self.condition.load(Ordering::Acquire) {
@@ -171,10 +186,12 @@ impl MemoryObject {
         true
     }
 
-    /// Ends an interrupt; false when there was none.
-    pub fn resume(&self) -> bool {
+    /// Ends a condition that passes, of an interrupt or of another cause, whichever is meant; false
+    /// when there was none.
+    pub fn resume(&self, interrupt: bool) -> bool {
         let mut failure = self.failure.lock();
-        let interrupted = self.condition() == Condition::Interrupted;
+        let cause = failure.as_ref().is_some_and(|f| (f.error.code == FaultCode::Interrupted) == interrupt);
+        let interrupted = self.condition() == Condition::Interrupted && cause;
         if interrupted {
             *failure = None;
             self.condition.store(Condition::Healthy as u8, Ordering::Release);
@@ -209,6 +226,7 @@ impl MemoryObject {
             self.policy.replace_in_child(Box::new(Clock::default()));
             self.readahead.replace_in_child(Readahead::default());
             self.filler.replace_in_child(Vec::new());
+            self.laundry.reset_in_child();
             let failed = self.condition() == Condition::Failed;
             let note = failed.then(|| self.note_for_child());
             self.failure.replace_in_child(note);

@@ -9,10 +9,12 @@
 //!   bit  4     WANTED      a thread waits for the state to change (futex on the word)
 //!   bit  5     BAD         holds 0xFF filler in place of data that could not be had
 //!   bit  6     AHEAD       was filled ahead of need
-//!   bits 8..   how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
+//!   bit  7     DIRTY       differs from its backing, as far as has been noticed
+//!   bit  8     PINNED      stays resident
+//!   bits 9..   how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
 //!
-//!                 claim                 installed
-//!      ABSENT ───────────▶ LOADING ───────────────▶ RESIDENT
+//!                 claim                 installed            protection changes, written back
+//!      ABSENT ───────────▶ LOADING ───────────────▶ RESIDENT ◀──────▶ HELD
 //!        ▲ ▲                │  │  ▲                    │
 //!        │ └── given up ────┘  │  └── filler ─┐        │ chosen by the policy
 //!        │                     ▼              │        ▼
@@ -21,7 +23,7 @@
 //! ```
 //!
 //! Who moves a page out of ABSENT, POISONED or RESIDENT (a compare-and-swap) owns it until it
-//! moves it on; all others wait for that page only.
+//! moves it on; all others wait for that page only. A HELD page stays readable.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -38,8 +40,12 @@ pub const WANTED: u32 = 1 << 4;
 pub const BAD: u32 = 1 << 5;
 /// Was filled ahead of need.
 pub const AHEAD: u32 = 1 << 6;
+/// Differs from its backing, as far as has been noticed.
+pub const DIRTY: u32 = 1 << 7;
+/// Stays resident.
+pub const PINNED: u32 = 1 << 8;
 const STATE: u32 = 7;
-const WAITER: u32 = 1 << 8;
+const WAITER: u32 = 1 << 9;
 
 /// Where a page is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,8 @@ pub enum PageState {
     Evicting = 3,
     /// A touch raises SIGBUS: the page could not be filled.
     Poisoned = 4,
+    /// Resident, and its owner changes its protection or writes it back.
+    Held = 5,
 }
 
 impl PageState {
@@ -65,19 +73,21 @@ impl PageState {
             2 => PageState::Resident,
             3 => PageState::Evicting,
             4 => PageState::Poisoned,
+            5 => PageState::Held,
             other => unreachable!("page word with state {other}"),
         }
     }
 
     /// Whether the state machine above has this arrow.
     pub fn may_become(self, next: PageState) -> bool {
-        use PageState::{Absent, Evicting, Loading, Poisoned, Resident};
+        use PageState::{Absent, Evicting, Held, Loading, Poisoned, Resident};
         matches!(
             (self, next),
             (Absent | Poisoned, Loading)
                 | (Loading, Absent | Resident | Poisoned)
-                | (Resident, Evicting)
-                | (Evicting, Absent)
+                | (Resident, Evicting | Held)
+                | (Held, Resident)
+                | (Evicting, Absent | Resident)
         )
     }
 }
@@ -123,17 +133,49 @@ impl PageTable {
     /// Moves a page from `from` to `to`; false when it was not in `from`. The mover owns it.
     pub fn claim(&self, page: PageIndex, from: PageState, to: PageState) -> bool {
         assert!(from.may_become(to), "{from:?} -> {to:?}");
-        self.update(page, |word| (PageState::of(word) == from).then_some((word & !STATE) | to as u32))
+        let stays = if to == PageState::Evicting { PINNED } else { 0 };
+        self.update(page, |word| {
+            (PageState::of(word) == from && word & stays == 0).then_some((word & !STATE) | to as u32)
+        })
     }
 
-    /// The owner moves its page on, with new flags, and wakes who waits for it.
-    pub fn finish(&self, page: PageIndex, to: PageState, flags: u32) {
+    /// Sets and clears flags of a page that is there or on its way; false when it is not.
+    pub fn mark(&self, page: PageIndex, set: u32, clear: u32) -> bool {
+        use PageState::{Evicting, Held, Loading, Resident};
+        self.update(page, |word| {
+            matches!(PageState::of(word), Loading | Resident | Held | Evicting)
+                .then_some((word & !clear) | set)
+        })
+    }
+
+    /// The owner of a HELD or EVICTING page lets it be resident again, with its flags and `set`.
+    pub fn keep(&self, page: PageIndex, set: u32) {
         let word = self.word(page);
-        let before = word.swap(to as u32 | flags, Ordering::AcqRel);
+        let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            Some((word & !(STATE | WANTED)) | PageState::Resident as u32 | set)
+        });
+        let before = before.expect("the update always says what to store");
+        assert!(PageState::of(before).may_become(PageState::Resident), "{:?}", PageState::of(before));
+        if before & WANTED != 0 {
+            futex::wake_all(word);
+        }
+    }
+
+    /// The owner moves its page on, with new flags, and wakes who waits for it on the futex; true when
+    /// threads were counted that wait in the kernel. A page that becomes resident may have been
+    /// touched and written, and marked, since it was installed.
+    pub fn finish(&self, page: PageIndex, to: PageState, flags: u32) -> bool {
+        let word = self.word(page);
+        let kept = if to == PageState::Resident { DIRTY | REFERENCED } else { 0 };
+        let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            Some(to as u32 | flags | (word & kept))
+        });
+        let before = before.expect("the update always says what to store");
         assert!(PageState::of(before).may_become(to), "{:?} -> {to:?}", PageState::of(before));
         if before & WANTED != 0 {
             futex::wake_all(word);
         }
+        before >= WAITER
     }
 
     /// Tests and clears the reference bit.
@@ -199,15 +241,15 @@ impl PageTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use PageState::{Absent, Evicting, Loading, Poisoned, Resident};
+    use PageState::{Absent, Evicting, Held, Loading, Poisoned, Resident};
 
-    const STATES: [PageState; 5] = [Absent, Loading, Resident, Evicting, Poisoned];
+    const STATES: [PageState; 6] = [Absent, Loading, Resident, Evicting, Poisoned, Held];
 
     #[test]
     fn only_the_drawn_arrows_exist() {
         let arrows: usize =
             STATES.iter().map(|from| STATES.iter().filter(|to| from.may_become(**to)).count()).sum();
-        assert_eq!(arrows, 7);
+        assert_eq!(arrows, 10);
         assert!(!Absent.may_become(Resident) && !Resident.may_become(Absent));
     }
 
@@ -241,6 +283,21 @@ mod tests {
         });
         assert!(table.take_referenced(PageIndex(0)));
         assert!(!table.take_referenced(PageIndex(0)));
+    }
+
+    #[test]
+    fn a_pinned_page_stays_and_a_held_one_keeps_its_flags() {
+        let table = PageTable::new(PageCount(1)).unwrap();
+        let page = PageIndex(0);
+        assert!(!table.mark(page, DIRTY, 0), "nothing is there");
+        assert!(table.claim(page, Absent, Loading));
+        table.finish(page, Resident, 0);
+        assert!(table.mark(page, DIRTY | PINNED, 0));
+        assert!(!table.claim(page, Resident, Evicting));
+        assert!(table.claim(page, Resident, Held) && !table.claim(page, Resident, Held));
+        table.mark(page, 0, PINNED);
+        table.keep(page, 0);
+        assert!(table.has(page, DIRTY) && table.claim(page, Resident, Evicting));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::errors::StoreError;
 use crate::sys::futex;
 use crate::units::ByteCount;
 
@@ -60,6 +61,12 @@ impl Account {
         charged.is_ok()
     }
 
+    /// Charges `bytes` whether the budget has room or not: what cannot be done without.
+    pub fn charge(&self, bytes: ByteCount) {
+        let before = self.used.fetch_add(bytes.0, Ordering::AcqRel);
+        self.peak.fetch_max(before + bytes.0, Ordering::Relaxed);
+    }
+
     /// Takes a charge back.
     pub fn release(&self, bytes: ByteCount) {
         let before = self.used.fetch_sub(bytes.0, Ordering::AcqRel);
@@ -71,6 +78,17 @@ impl Account {
         self.used.store(0, Ordering::Relaxed);
         self.peak.store(0, Ordering::Relaxed);
     }
+}
+
+/// What came of an attempt to make room.
+#[derive(Debug)]
+pub enum Room {
+    /// Some was made.
+    Made,
+    /// All pages are on their way: there will be some.
+    NoneYet,
+    /// Pages that should go could not be written back.
+    Refused(StoreError),
 }
 
 /// The process-wide account and the bell that rings when room is made.
@@ -102,14 +120,32 @@ impl PageCache {
     }
 
     /// Charges both, calling `make_room` for as long as there is none. `make_room` is told whether
-    /// it is the object's own budget that is short, and returns whether it freed anything.
-    pub fn reserve(&self, object: &Account, bytes: ByteCount, mut make_room: impl FnMut(bool) -> bool) {
+    /// it is the object's own budget that is short.
+    ///
+    /// # Errors
+    /// What stood in the way of making room.
+    pub fn reserve(
+        &self,
+        object: &Account,
+        bytes: ByteCount,
+        mut make_room: impl FnMut(bool) -> Room,
+    ) -> Result<(), StoreError> {
         while !self.try_reserve(object, bytes) {
             let own = object.used().0 + bytes.0 > object.budget().0;
-            if !make_room(own) && self.wait_reserved(object, bytes) {
-                return;
+            match make_room(own) {
+                Room::Made => {}
+                Room::Refused(error) => return Err(error),
+                Room::NoneYet if self.wait_reserved(object, bytes) => return Ok(()),
+                Room::NoneYet => {}
             }
         }
+        Ok(())
+    }
+
+    /// Charges both beyond their budgets.
+    pub fn charge(&self, object: &Account, bytes: ByteCount) {
+        object.charge(bytes);
+        self.account.charge(bytes);
     }
 
     /// Waits for others to give charges back, for a while in which what is resident is left to those
@@ -186,11 +222,12 @@ mod tests {
         let object = Account::new(ByteCount(60));
         assert!(cache.try_reserve(&object, ByteCount(60)));
         let mut asked = Vec::new();
-        cache.reserve(&object, ByteCount(50), |own| {
+        let reserved = cache.reserve(&object, ByteCount(50), |own| {
             asked.push(own);
             cache.release(&object, ByteCount(60));
-            true
+            Room::Made
         });
+        assert_eq!(reserved, Ok(()));
         assert_eq!(asked, [true]);
         assert_eq!((object.used(), cache.account.used()), (ByteCount(50), ByteCount(50)));
     }

@@ -17,7 +17,7 @@ use crate::fault;
 use crate::fill::FillPool;
 use crate::interrupt;
 use crate::page_cache::PAGE_CACHE;
-use crate::pmap::{self, Kind, Pmap, RunningPmap};
+use crate::pmap::{self, Kind, Pmap, RunningPmap, Tracking};
 use crate::space::{MapEntry, SPACE};
 use crate::sys::fork::{ForkMutex, HeldGuard, at_fork};
 use crate::sys::memory::{self, Range};
@@ -30,12 +30,12 @@ pub const FILL_SLOW: usize = 16;
 
 struct State {
     users: usize,
-    uffd: Option<Arc<dyn RunningPmap>>,
-    inline: Option<Arc<dyn RunningPmap>>,
+    /// One for each kind and way of noticing writes that is in use.
+    pmaps: Vec<Arc<dyn RunningPmap>>,
     fill: Option<Arc<FillPool>>,
 }
 
-const EMPTY: State = State { users: 0, uffd: None, inline: None, fill: None };
+const EMPTY: State = State { users: 0, pmaps: Vec::new(), fill: None };
 
 static RUNTIME: ForkMutex<State> = ForkMutex::new(EMPTY);
 static RUNTIME_HELD: HeldGuard<MutexGuard<'static, State>> = HeldGuard::new();
@@ -47,20 +47,14 @@ fn once_per_process() {
 }
 
 impl State {
-    fn pmap(&mut self, kind: Kind) -> Result<Arc<dyn RunningPmap>, MapError> {
-        let place = match kind {
-            Kind::Uffd => &mut self.uffd,
-            Kind::Inline => &mut self.inline,
-        };
-        if place.is_none() {
-            let started = pmap::start(kind).map_err(|errno| MapError::Sys {
-                call: "userfaultfd",
-                errno,
-                message: crate::sys::errno_message(errno),
-            })?;
-            *place = Some(started);
+    fn pmap(&mut self, kind: Kind, tracking: Tracking) -> Result<Arc<dyn RunningPmap>, MapError> {
+        let same = |pmap: &&Arc<dyn RunningPmap>| pmap.kind() == kind && pmap.tracking() == tracking;
+        if let Some(running) = self.pmaps.iter().find(same) {
+            return Ok(Arc::clone(running));
         }
-        Ok(Arc::clone(place.as_ref().expect("started above")))
+        let started = pmap::start(kind, tracking).map_err(|errno| sys_error("userfaultfd", errno))?;
+        self.pmaps.push(Arc::clone(&started));
+        Ok(started)
     }
 
     fn fill(&mut self, slow: bool) -> Result<Arc<FillPool>, MapError> {
@@ -82,7 +76,7 @@ impl State {
         if let Some(pool) = state.fill {
             pool.stop();
         }
-        [state.uffd, state.inline].into_iter().flatten().for_each(|pmap| pmap.stop());
+        state.pmaps.iter().for_each(|pmap| pmap.stop());
         buffers::clear();
     }
 }
@@ -91,10 +85,14 @@ impl State {
 ///
 /// # Errors
 /// When the kernel refuses the pmap or a thread.
-pub fn acquire(kind: Kind, slow: bool) -> Result<(Arc<dyn RunningPmap>, Arc<FillPool>), MapError> {
+pub fn acquire(
+    kind: Kind,
+    tracking: Tracking,
+    slow: bool,
+) -> Result<(Arc<dyn RunningPmap>, Arc<FillPool>), MapError> {
     once_per_process();
     let mut state = RUNTIME.lock();
-    let both = state.pmap(kind).and_then(|pmap| state.fill(slow).map(|fill| (pmap, fill)));
+    let both = state.pmap(kind, tracking).and_then(|pmap| state.fill(slow).map(|fill| (pmap, fill)));
     if both.is_ok() {
         state.users += 1;
     } else {
@@ -114,7 +112,7 @@ pub fn release() {
 ///
 /// # Errors
 /// `MapError::Sys`.
-pub fn prepare(range: Range, huge: bool, pmap: &dyn Pmap) -> Result<(), MapError> {
+pub fn prepare(range: Range, huge: bool, writable: bool, pmap: &dyn Pmap) -> Result<(), MapError> {
     // SAFETY: a range of ours that is empty.
     unsafe {
         memory::advise(range, libc::MADV_DONTFORK).map_err(|errno| sys_error("madvise", errno))?;
@@ -122,7 +120,7 @@ pub fn prepare(range: Range, huge: bool, pmap: &dyn Pmap) -> Result<(), MapError
         let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         let _ = memory::advise(range, advice);
     }
-    pmap.enter(range).map_err(|errno| sys_error("UFFDIO_REGISTER", errno))
+    pmap.enter(range, writable).map_err(|errno| sys_error("UFFDIO_REGISTER", errno))
 }
 
 fn sys_error(call: &'static str, errno: i32) -> MapError {
@@ -152,7 +150,7 @@ extern "C" fn after_fork_in_child() {
         SPACE.unlock_after_fork();
         RUNTIME_HELD.let_go();
         let state = std::mem::replace(&mut *RUNTIME.lock(), EMPTY);
-        for pmap in [&state.uffd, &state.inline].into_iter().flatten() {
+        for pmap in &state.pmaps {
             pmap.forget_in_child();
         }
         std::mem::forget(state);
@@ -170,14 +168,15 @@ extern "C" fn after_fork_in_child() {
     }
 }
 
-/// In the child of a fork: maps and registers again what the parent had mapped. A no-op elsewhere.
+/// In the child of a fork: maps and registers again what the parent had mapped, but for writable
+/// mappings: the parent's dirty pages are not the child's. A no-op elsewhere.
 ///
 /// # Errors
 /// When the kernel refuses; the entries stay inaccessible, and it can be tried again.
 pub fn rearm() -> Result<(), MapError> {
     let mut state = RUNTIME.lock();
     for (entry, _in_flight) in SPACE.all() {
-        if !entry.armed.load(Ordering::Acquire) {
+        if !entry.writable && !entry.armed.load(Ordering::Acquire) {
             let armed = rearm_entry(&mut state, &entry);
             state.users += usize::from(armed.is_ok());
             armed?;
@@ -187,13 +186,13 @@ pub fn rearm() -> Result<(), MapError> {
 }
 
 fn rearm_entry(state: &mut State, entry: &MapEntry) -> Result<(), MapError> {
-    let kind = if entry.pmap.get().faults_are_signals() { Kind::Inline } else { Kind::Uffd };
-    let pmap = state.pmap(kind)?;
+    let (kind, tracking) = (entry.pmap.get().kind(), entry.pmap.get().tracking());
+    let pmap = state.pmap(kind, tracking)?;
     let fill = state.fill(entry.object.pager.store().is_slow())?;
     // SAFETY: our own inaccessible placeholder; the entry is not armed, so under the runtime's
     // lock no other thread uses its cells.
     unsafe {
-        prepare(entry.range, entry.huge, &*pmap)?;
+        prepare(entry.range, entry.huge, false, &*pmap)?;
         entry.pmap.replace_in_child(pmap);
         entry.fill.replace_in_child(fill);
         // Readable only now: until it was registered a touch would have read zeros.

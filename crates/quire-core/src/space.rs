@@ -22,6 +22,8 @@ pub struct MapEntry {
     pub pmap: ForkCell<Arc<dyn Pmap>>,
     /// Threads that fill pages on nobody's stack.
     pub fill: ForkCell<Arc<FillPool>>,
+    /// Whether its memory may be written.
+    pub writable: bool,
     /// Whether all of it fits the budgets, so that its pages may become huge ones.
     pub huge: bool,
     /// False in the child of a fork until the range is made ready there.

@@ -162,6 +162,7 @@ proptest! {
     fn a_failed_fetch_leaves_nothing_wrong_behind((recipe, ranges) in cases(), first in 1..8u64) {
         let (file, plain) = make(&recipe);
         let plan = FaultPlan {
+            operation: quire_core::store::faulty::Operation::Read,
             first,
             count: Some(2),
             offset: ByteOffset(0),

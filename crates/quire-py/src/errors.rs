@@ -14,7 +14,7 @@ use quire_core::sys::fork::ForkMutex;
 /// its thread may be gone and its id used again.
 const STALE: Duration = Duration::from_secs(1);
 
-const CODES: [FaultCode; 10] = [
+const CODES: [FaultCode; 12] = [
     FaultCode::Io,
     FaultCode::Truncated,
     FaultCode::Changed,
@@ -25,6 +25,8 @@ const CODES: [FaultCode; 10] = [
     FaultCode::Interrupted,
     FaultCode::Closed,
     FaultCode::Protection,
+    FaultCode::SwapFull,
+    FaultCode::WriteBack,
 ];
 
 /// Name of the code in Python.
@@ -40,6 +42,8 @@ pub fn code_name(code: FaultCode) -> &'static str {
         FaultCode::Interrupted => "interrupted",
         FaultCode::Closed => "closed",
         FaultCode::Protection => "protection",
+        FaultCode::SwapFull => "swap_full",
+        FaultCode::WriteBack => "write_back",
     }
 }
 
@@ -59,6 +63,8 @@ fn class_name(code: FaultCode) -> &'static str {
         FaultCode::Timeout => "PageTimeoutError",
         FaultCode::Interrupted => "InterruptedPageError",
         FaultCode::Protection => "ProtectionError",
+        FaultCode::SwapFull => "SwapFullError",
+        FaultCode::WriteBack => "SyncError",
     }
 }
 

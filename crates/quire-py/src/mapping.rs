@@ -5,11 +5,11 @@ use std::ffi::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use quire_core::mapping::{Mapping, Options};
+use quire_core::mapping::{Mapping, Mode, Options};
 use quire_core::store::Store;
 use quire_core::sys::memory::page_bytes;
 use quire_core::units::ByteCount;
@@ -31,7 +31,7 @@ pub struct MappingBase {
 #[pymethods]
 impl MappingBase {
     #[new]
-    #[pyo3(signature = (store, budget_bytes=None, granule_bytes=None, pmap=None, retries=2))]
+    #[pyo3(signature = (store, budget_bytes=None, granule_bytes=None, pmap=None, retries=2, mode="r"))]
     fn new(
         py: Python<'_>,
         store: &PyStore,
@@ -39,11 +39,18 @@ impl MappingBase {
         granule_bytes: Option<u64>,
         pmap: Option<String>,
         retries: u32,
+        mode: &str,
     ) -> PyResult<Self> {
+        let mode = match mode {
+            "r" => Mode::ReadOnly,
+            "r+" => Mode::Shared,
+            other => return Err(PyValueError::new_err(format!("no mode {other:?}"))),
+        };
         errors::load_classes(py)?;
         courier::learn_main_thread();
         module::set_default_budget();
         let options = Options {
+            mode,
             budget: budget_bytes.map(ByteCount),
             granule: granule_bytes.map(ByteCount),
             pmap,
@@ -85,7 +92,18 @@ impl MappingBase {
 
     #[getter]
     fn pmap(&self) -> &'static str {
-        self.mapping.pmap_name()
+        self.mapping.kind().name()
+    }
+
+    /// How writes are noticed; None for a read-only mapping.
+    #[getter]
+    fn dirty_tracking(&self) -> Option<&'static str> {
+        self.mapping.tracking().map(|tracking| tracking.name())
+    }
+
+    #[getter]
+    fn writable(&self) -> bool {
+        self.mapping.tracking().is_some()
     }
 
     #[getter]
@@ -106,8 +124,15 @@ impl MappingBase {
                 "cannot close: {exports} view(s) of the mapping are alive; delete them first"
             )));
         }
-        self.end(py);
-        Ok(())
+        self.end(py)
+    }
+
+    /// Writes back the dirty pages of these bytes and makes them durable.
+    #[pyo3(signature = (offset=0, length=None))]
+    fn sync(&self, py: Python<'_>, offset: u64, length: Option<u64>) -> PyResult<()> {
+        let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
+        py.detach(|| self.mapping.sync(offset..end))
+            .map_err(|error| errors::from_store(py, self.store.label(), &error))
     }
 
     /// Unmaps now, or when the last of the buffers exported goes. No Python code runs then: an
@@ -115,7 +140,7 @@ impl MappingBase {
     fn unmap_when_idle(&self, py: Python<'_>) {
         self.leaving.store(true, Ordering::Release);
         if self.exports.load(Ordering::Acquire) == 0 {
-            self.end(py);
+            self.end_or_report(py);
         }
     }
 
@@ -158,14 +183,16 @@ impl MappingBase {
         if slf.closed() {
             return refuse("the mapping is closed");
         }
-        if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
+        let writable = slf.writable();
+        if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE && !writable {
             return refuse("a writable view of a mapping that was opened with mode \"r\" (read-only)");
         }
         let len = isize::try_from(slf.store.size().0).expect("mapped sizes fit the address space");
         let start = slf.mapping.range().start as *mut _;
+        let readonly = c_int::from(!writable);
         // SAFETY: the range stays mapped while the view holds a reference to `slf`: `unmap` refuses
         // while exports are counted, and a drop needs the last reference.
-        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) };
+        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, readonly, flags) };
         if filled != 0 {
             return Err(PyErr::fetch(slf.py()));
         }
@@ -177,25 +204,35 @@ impl MappingBase {
     /// Called by the interpreter with a view that `__getbuffer__` filled.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
         if self.exports.fetch_sub(1, Ordering::AcqRel) == 1 && self.leaving.load(Ordering::Acquire) {
-            Python::attach(|py| self.end(py));
+            Python::attach(|py| self.end_or_report(py));
         }
     }
 }
 
 impl MappingBase {
     /// Unmaps once, without the interpreter lock: it waits for threads that may want the lock.
-    fn end(&self, py: Python<'_>) {
-        if !self.unmapped.swap(true, Ordering::AcqRel) {
-            py.detach(|| {
-                self.mapping.unmap();
-                courier::leave();
-            });
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        if self.unmapped.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let written = py.detach(|| {
+            let written = self.mapping.unmap();
+            courier::leave();
+            written
+        });
+        written.map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
+    /// As `end`, where nobody can be told but `sys.unraisablehook`.
+    fn end_or_report(&self, py: Python<'_>) {
+        if let Err(error) = self.end(py) {
+            error.write_unraisable(py, None);
         }
     }
 }
 
 impl Drop for MappingBase {
     fn drop(&mut self) {
-        Python::attach(|py| self.end(py));
+        Python::attach(|py| self.end_or_report(py));
     }
 }

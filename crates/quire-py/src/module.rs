@@ -102,17 +102,18 @@ pub fn rearm_after_fork() -> PyResult<()> {
 #[pyfunction]
 pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     let ladder = pmap::probe();
-    let default = ladder.iter().find(|rung| rung.works).map(|rung| rung.name);
+    let default = ladder.iter().find(|rung| rung.works).map(|rung| rung.kind);
     let rows = PyList::empty(py);
     for rung in &ladder {
         let row = PyDict::new(py);
-        row.set_item("name", rung.name)?;
+        row.set_item("name", rung.kind.name())?;
         row.set_item("works", rung.works)?;
         row.set_item("reason", &rung.reason)?;
         row.set_item("remedy", rung.remedy)?;
-        row.set_item("default", Some(rung.name) == default)?;
+        row.set_item("default", Some(rung.kind) == default)?;
         row.set_item("pointer", rung.pointer)?;
         row.set_item("system_calls", rung.system_calls)?;
+        row.set_item("trackings", rung.trackings.iter().map(|t| t.name()).collect::<Vec<_>>())?;
         rows.append(row)?;
     }
     Ok(rows)

@@ -13,7 +13,7 @@ use quire_core::errors::{FaultCode, OpenError, StoreError};
 use quire_core::interrupt;
 use quire_core::pager::channel::Shape;
 use quire_core::pager::external::{ExternalStore, Facts, Recipe};
-use quire_core::store::faulty::{FaultPlan, FaultyStore};
+use quire_core::store::faulty::{FaultPlan, FaultyStore, Operation};
 use quire_core::store::file::FileStore;
 use quire_core::store::memory::MemoryStore;
 use quire_core::store::zstd::ZstdStore;
@@ -54,6 +54,12 @@ impl PyStore {
 
 #[pymethods]
 impl PyStore {
+    /// Why it cannot be written; None where it can.
+    #[getter]
+    fn read_only(&self) -> Option<String> {
+        self.store.read_only()
+    }
+
     #[getter]
     fn size(&self) -> u64 {
         self.store.size().0
@@ -143,10 +149,12 @@ impl PyStore {
     }
 }
 
-/// Opens a local file or block device.
+/// Opens a local file or block device, for writing too where asked for.
 #[pyfunction]
-pub fn open_file(py: Python<'_>, path: PathBuf) -> PyResult<PyStore> {
-    let opened = py.detach(|| FileStore::open(&path));
+#[pyo3(signature = (path, writable=false))]
+pub fn open_file(py: Python<'_>, path: PathBuf, writable: bool) -> PyResult<PyStore> {
+    let opened =
+        py.detach(|| if writable { FileStore::open_writable(&path) } else { FileStore::open(&path) });
     let store = Arc::new(opened.map_err(|error| errors::from_open(py, &path.to_string_lossy(), &error))?);
     Ok(PyStore::new(store.clone(), Kind::File, Some(store.version())))
 }
@@ -222,12 +230,13 @@ fn read_hello(packet: &[u8]) -> Result<Facts, OpenError> {
     }
 }
 
-/// A store whose reads fail or wait according to a plan; for tests.
+/// A store whose reads, writes or syncs fail or wait according to a plan; for tests.
 #[pyfunction]
-#[pyo3(signature = (inner, *, first=0, count=None, offset=0, length=None, code="io", errno=None, delay_s=0.0))]
+#[pyo3(signature = (inner, *, operation="read", first=0, count=None, offset=0, length=None, code="io", errno=None, delay_s=0.0))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python face")]
 pub fn open_faulty(
     inner: &PyStore,
+    operation: &str,
     first: u64,
     count: Option<u64>,
     offset: u64,
@@ -244,7 +253,10 @@ pub fn open_faulty(
     };
     let delay = Duration::try_from_secs_f64(delay_s)
         .map_err(|_| PyValueError::new_err(format!("a delay of {delay_s} s is not a duration")))?;
+    let operation = Operation::from_name(operation)
+        .ok_or_else(|| PyValueError::new_err(format!("no operation {operation:?}")))?;
     let plan = FaultPlan {
+        operation,
         first,
         count,
         offset: ByteOffset(offset),

@@ -66,8 +66,11 @@ def resolve(
     storage_options: Mapping[str, object] | None = None,
     budget_bytes: int | None = None,
     timeout_s: float = 60.0,
+    writable: bool = False,
 ) -> Resolved:
     """Opens the store of ``source`` and, where its bytes are compressed, the store above it.
+
+    A ``writable`` one is asked for; whether it is says the store (`read_only`).
 
     ``budget_bytes`` bounds the memory shared with a pager process (an eighth of it at most, but
     at least 256 KiB).
@@ -77,7 +80,7 @@ def resolve(
         quire.FormatError: compressed, but not in the seekable format.
         TypeError: not a source.
     """
-    opened, pickled = _open(source, storage_options, budget_bytes, timeout_s)
+    opened, pickled = _open(source, storage_options, budget_bytes, timeout_s, writable)
     try:
         if not _is_zstd(opened):
             return Resolved(opened, None, pickled)
@@ -92,18 +95,30 @@ def _open(
     storage_options: Mapping[str, object] | None,
     budget_bytes: int | None,
     timeout_s: float,
+    writable: bool,
 ) -> tuple[_core.Store, Source | None]:
     if isinstance(source, _core.Store):
         return source, None
     if isinstance(source, Store):
         return _open_in_pager(source, budget_bytes, timeout_s), source
     name = _name_of(source)
-    if _URL.match(name) is None or name.startswith("file://"):
-        path = _path_of_url(name) if name.startswith("file://") else name
+    path = local_path(name)
+    if path is not None:
         _refuse_options(storage_options, path)
-        return _open_file(path), os.path.abspath(path)  # noqa: PTH100 (symlinks stay)
+        return _open_file(path, writable), os.path.abspath(path)  # noqa: PTH100 (symlinks stay)
     recipe = _recipe_of_url(name, storage_options)
     return _open_in_pager(recipe, budget_bytes, timeout_s), name
+
+
+def local_path(name: str) -> str | None:
+    """The path that a path or a ``file://`` URL names; None for other URLs.
+
+    >>> local_path("file:///tmp/a%20b"), local_path("s3://bucket/key")
+    ('/tmp/a b', None)
+    """
+    if name.startswith("file://"):
+        return _path_of_url(name)
+    return name if _URL.match(name) is None else None
 
 
 def _recipe_of_url(url: str, storage_options: Mapping[str, object] | None) -> Recipe | Store:
@@ -148,10 +163,10 @@ def _refuse_options(storage_options: Mapping[str, object] | None, path: str) -> 
         )
 
 
-def _open_file(path: str) -> _core.Store:
+def _open_file(path: str, writable: bool) -> _core.Store:
     if "\0" in path:
         raise SourceError("a path cannot contain a NUL character", source=repr(path))
-    return _core.open_file(path)
+    return _core.open_file(path, writable)
 
 
 def _open_in_pager(

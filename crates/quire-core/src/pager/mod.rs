@@ -14,7 +14,7 @@ pub mod external;
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 
 /// The store pager: fills pages from a [`Store`], tries transient errors again, and fills with
-/// zeros what lies past the end of the data.
+/// zeros what lies past the end of the data; writes pages back to it.
 pub struct StorePager {
     store: Arc<dyn Store>,
     retries: u32,
@@ -65,4 +65,31 @@ impl StorePager {
         }
         Ok(())
     }
+
+    /// Makes durable what was written.
+    ///
+    /// # Errors
+    /// What the store said, as `FaultCode::WriteBack`.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.store.sync().map_err(not_written)
+    }
+
+    /// Writes `bytes` back at `offset`, but for what lies past the end of the data. A write is not
+    /// tried again: the page stays dirty, and the next sync writes it.
+    ///
+    /// # Errors
+    /// What the store said, as `FaultCode::WriteBack`.
+    pub fn put_page(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+        let rest = usize::try_from(self.store.size().0.saturating_sub(offset.0)).unwrap_or(usize::MAX);
+        self.store.write_at(offset, &bytes[..bytes.len().min(rest)]).map_err(not_written)
+    }
+}
+
+/// The error of a page that stays dirty.
+pub fn not_written(error: StoreError) -> StoreError {
+    if error.code.is_passing() {
+        return error;
+    }
+    let message = format!("a dirty page could not be written back: {}", error.message);
+    StoreError { code: FaultCode::WriteBack, message, ..error }
 }

@@ -6,42 +6,88 @@ use std::sync::Arc;
 
 use crate::sys::memory::Range;
 use crate::sys::userfaultfd::{Access, FEATURE_POISON, FEATURE_SIGBUS, Userfaultfd};
+use frames::Frames;
 
+pub mod frames;
 pub mod inline;
 pub mod uffd;
 
+/// How writes to a writable mapping are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Not at all: only read-only mappings.
+    None,
+    /// Asynchronous write-protect: the kernel notes them, a scan reads the notes.
+    WpAsync,
+    /// Write-protect: the first write to a clean page is a fault.
+    WpSync,
+    /// As `WpSync`, by mprotect(2).
+    Mprotect,
+}
+
+impl Tracking {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tracking::None => "none",
+            Tracking::WpAsync => "wp-async",
+            Tracking::WpSync => "wp-sync",
+            Tracking::Mprotect => "mprotect",
+        }
+    }
+}
+
 /// Makes translations.
 pub trait Pmap: Send + Sync {
-    /// Its name in the ladder.
-    fn name(&self) -> &'static str;
+    /// Which it is.
+    fn kind(&self) -> Kind;
 
-    /// Starts taking the faults of a reserved range.
+    /// Starts taking the faults of a reserved range, and where it is writable the writes to it.
     ///
     /// # Errors
     /// The errno.
-    fn enter(&self, range: Range) -> Result<(), i32>;
+    fn enter(&self, range: Range, writable: bool) -> Result<(), i32>;
 
     /// Stops taking the faults of a range.
     fn leave(&self, range: Range);
 
     /// Installs a copy of `bytes` at the start of a page and lets the threads that wait there go
-    /// on.
+    /// on. `protected`: the next write to it is noticed.
     ///
     /// # Errors
     /// The errno.
-    fn install(&self, start: usize, bytes: &[u8]) -> Result<(), i32>;
+    fn install(&self, start: usize, bytes: &[u8], protected: bool) -> Result<(), i32>;
 
     /// Makes a touch of the range raise SIGBUS, and lets the threads that wait there run into it.
     ///
     /// # Errors
-    /// The errno; ENOTSUP where touches raise SIGBUS in any case.
-    fn poison(&self, range: Range) -> Result<(), i32>;
+    /// The errno; ENOTSUP where touches raise a signal in any case.
+    fn poison(&self, range: Range) -> Result<(), i32> {
+        let _ = range;
+        Err(libc::ENOTSUP)
+    }
 
     /// Removes the pages of ranges, or their poison.
     fn remove(&self, ranges: &[Range]);
 
     /// Lets the threads that wait in the kernel for a range try again.
-    fn wake(&self, range: Range);
+    fn wake(&self, range: Range) {
+        let _ = range;
+    }
+
+    /// Protects the pages of a range from writes, so that the next is noticed, or allows them.
+    ///
+    /// # Errors
+    /// The errno.
+    fn protect(&self, range: Range, on: bool) -> Result<(), i32>;
+
+    /// What can move pages and tell which were written, for `Tracking::WpAsync`.
+    fn frames(&self) -> Option<&Frames> {
+        None
+    }
+
+    /// How it notices writes.
+    fn tracking(&self) -> Tracking;
 
     /// Whether a faulting thread resolves its own fault, in a signal handler, rather than wait in
     /// the kernel for a handler thread.
@@ -57,13 +103,21 @@ pub enum Kind {
     Inline,
 }
 
+impl Kind {
+    /// Its name in the ladder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Uffd => "uffd",
+            Kind::Inline => "inline",
+        }
+    }
+}
+
 /// One rung of the ladder, as found on this machine.
 #[derive(Clone, Debug)]
 pub struct Rung {
-    /// The pmap's name.
-    pub name: &'static str,
-    /// Which, where this version has it.
-    pub kind: Option<Kind>,
+    /// Which.
+    pub kind: Kind,
     /// Whether it works here.
     pub works: bool,
     /// Why, or why not.
@@ -74,6 +128,8 @@ pub struct Rung {
     pub pointer: bool,
     /// Whether system calls may touch pages that are not there.
     pub system_calls: bool,
+    /// How it can notice writes here, best first.
+    pub trackings: Vec<Tracking>,
 }
 
 const REMEDY_FULL: &str = "sysctl -w vm.unprivileged_userfaultfd=1, or give the user access to /dev/userfaultfd \
@@ -87,32 +143,52 @@ pub fn probe() -> Vec<Rung> {
 }
 
 fn probe_uffd() -> Rung {
-    let (works, reason, remedy) = match Userfaultfd::features(Access::Full) {
-        Ok(features) if features & FEATURE_POISON != 0 => {
-            (true, "full-mode userfaultfd opens".to_string(), "")
-        }
-        Ok(_) => (false, "this kernel has no UFFDIO_POISON".to_string(), REMEDY_KERNEL),
-        Err(errno) => (false, refusal("full-mode userfaultfd", errno), REMEDY_FULL),
+    let rung = Rung {
+        kind: Kind::Uffd,
+        works: false,
+        reason: String::new(),
+        remedy: "",
+        pointer: true,
+        system_calls: true,
+        trackings: Vec::new(),
     };
-    Rung { name: "uffd", kind: Some(Kind::Uffd), works, reason, remedy, pointer: true, system_calls: true }
+    match Userfaultfd::features(Access::Full) {
+        Ok(features) if features & FEATURE_POISON != 0 => Rung {
+            works: true,
+            reason: "full-mode userfaultfd opens".into(),
+            trackings: frames::trackings(features),
+            ..rung
+        },
+        Ok(_) => Rung { reason: "this kernel has no UFFDIO_POISON".into(), remedy: REMEDY_KERNEL, ..rung },
+        Err(errno) => Rung { reason: refusal("full-mode userfaultfd", errno), remedy: REMEDY_FULL, ..rung },
+    }
 }
 
 fn probe_inline() -> Rung {
-    let (works, reason, remedy) = match Userfaultfd::features(Access::UserModeOnly) {
-        Ok(features) if features & FEATURE_SIGBUS != 0 => {
-            (true, "user-mode userfaultfd with SIGBUS opens".to_string(), "")
-        }
-        Ok(_) => (false, "this kernel has no UFFD_FEATURE_SIGBUS".to_string(), "use Linux 5.11 or later"),
-        Err(errno) => (false, refusal("user-mode userfaultfd", errno), REMEDY_SECCOMP),
-    };
-    Rung {
-        name: "inline",
-        kind: Some(Kind::Inline),
-        works,
-        reason,
-        remedy,
+    let rung = Rung {
+        kind: Kind::Inline,
+        works: false,
+        reason: String::new(),
+        remedy: "",
         pointer: true,
         system_calls: false,
+        trackings: Vec::new(),
+    };
+    match Userfaultfd::features(Access::UserModeOnly) {
+        Ok(features) if features & FEATURE_SIGBUS != 0 => Rung {
+            works: true,
+            reason: "user-mode userfaultfd with SIGBUS opens".into(),
+            trackings: frames::trackings(features),
+            ..rung
+        },
+        Ok(_) => Rung {
+            reason: "this kernel has no UFFD_FEATURE_SIGBUS".into(),
+            remedy: "use Linux 5.11 or later",
+            ..rung
+        },
+        Err(errno) => {
+            Rung { reason: refusal("user-mode userfaultfd", errno), remedy: REMEDY_SECCOMP, ..rung }
+        }
     }
 }
 
@@ -128,7 +204,7 @@ fn refusal(what: &str, errno: i32) -> String {
 /// A pmap and the thread-stopping call that belongs to it.
 pub trait RunningPmap: Pmap {
     /// Stops what runs for it; no range is entered any more.
-    fn stop(&self);
+    fn stop(&self) {}
 
     /// Closes, in the child of a fork, the descriptors that belong to the parent; this value is
     /// leaked afterwards.
@@ -139,9 +215,9 @@ pub trait RunningPmap: Pmap {
 ///
 /// # Errors
 /// The errno.
-pub fn start(kind: Kind) -> Result<Arc<dyn RunningPmap>, i32> {
+pub fn start(kind: Kind, tracking: Tracking) -> Result<Arc<dyn RunningPmap>, i32> {
     Ok(match kind {
-        Kind::Uffd => uffd::UffdPmap::start()?,
-        Kind::Inline => Arc::new(inline::InlinePmap::start()?),
+        Kind::Uffd => uffd::UffdPmap::start(tracking)?,
+        Kind::Inline => Arc::new(inline::InlinePmap::start(tracking)?),
     })
 }

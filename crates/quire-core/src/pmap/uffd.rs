@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use super::{Pmap, RunningPmap};
+use super::frames::Frames;
+use super::{Kind, Pmap, RunningPmap, Tracking};
 use crate::fault;
 use crate::sys::lock::Mutex;
-use crate::sys::memory::{self, Range};
-use crate::sys::userfaultfd::{Access, FEATURE_POISON, Message, Userfaultfd};
+use crate::sys::memory::Range;
+use crate::sys::userfaultfd::{Access, FEATURE_POISON, Message};
 use crate::sys::{errno, process, thread};
 
 /// Handler threads at most; a machine with more CPUs serves some faults from another CPU.
@@ -20,7 +21,7 @@ const HANDLERS_MAX: usize = 16;
 
 /// The pmap.
 pub struct UffdPmap {
-    uffd: Userfaultfd,
+    frames: Frames,
     stop: OwnedFd,
     handlers: Mutex<Vec<JoinHandle<()>>>,
     /// Handlers that wait for a message.
@@ -32,8 +33,8 @@ impl UffdPmap {
     ///
     /// # Errors
     /// The errno.
-    pub fn start() -> Result<Arc<Self>, i32> {
-        let uffd = Userfaultfd::open(Access::Full, FEATURE_POISON)?;
+    pub fn start(tracking: Tracking) -> Result<Arc<Self>, i32> {
+        let frames = Frames::open(Access::Full, FEATURE_POISON, tracking)?;
         // SAFETY: no pointers; a new descriptor that nobody else owns.
         let stop = unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -43,7 +44,7 @@ impl UffdPmap {
             OwnedFd::from_raw_fd(fd)
         };
         let pmap =
-            Arc::new(UffdPmap { uffd, stop, handlers: Mutex::new(Vec::new()), free: AtomicUsize::new(0) });
+            Arc::new(UffdPmap { frames, stop, handlers: Mutex::new(Vec::new()), free: AtomicUsize::new(0) });
         for cpu in thread::allowed_cpus().into_iter().take(HANDLERS_MAX) {
             let handler = Arc::clone(&pmap);
             let started = thread::spawn(&format!("quire-fault-{cpu}"), move || handler.serve(cpu));
@@ -62,7 +63,7 @@ impl UffdPmap {
     fn serve(&self, cpu: usize) {
         thread::bind_to_cpu(cpu);
         let mut message = [Message::default()];
-        let mut polls = [self.uffd.as_raw_fd(), self.stop.as_raw_fd()].map(|fd| libc::pollfd {
+        let mut polls = [self.frames.as_raw_fd(), self.stop.as_raw_fd()].map(|fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
@@ -76,10 +77,10 @@ impl UffdPmap {
             }
             // One at a time: a message that is read is this thread's to resolve, and the others
             // should not wait behind it.
-            while self.uffd.read(&mut message) == 1 {
+            while self.frames.uffd.read(&mut message) == 1 {
                 if let Some(address) = message[0].address() {
                     let others_free = self.free.fetch_sub(1, Ordering::AcqRel) > 1;
-                    fault::serve(address, thread::now_ns(), others_free);
+                    fault::serve(address, message[0].touch(), thread::now_ns(), others_free);
                     self.free.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -88,36 +89,46 @@ impl UffdPmap {
 }
 
 impl Pmap for UffdPmap {
-    fn name(&self) -> &'static str {
-        "uffd"
+    fn kind(&self) -> Kind {
+        Kind::Uffd
     }
 
-    fn enter(&self, range: Range) -> Result<(), i32> {
-        self.uffd.register(range)
+    fn enter(&self, range: Range, writable: bool) -> Result<(), i32> {
+        self.frames.enter(range, writable)
     }
 
     fn leave(&self, range: Range) {
-        let _ = self.uffd.unregister(range); // fails only for a range that was never registered
+        self.frames.leave(range);
     }
 
-    fn install(&self, start: usize, bytes: &[u8]) -> Result<(), i32> {
-        // SAFETY: the fault layer installs only whole pages of entered ranges.
-        unsafe { self.uffd.copy(start, bytes) }
+    fn install(&self, start: usize, bytes: &[u8], protected: bool) -> Result<(), i32> {
+        self.frames.install(start, bytes, protected)
     }
 
     fn poison(&self, range: Range) -> Result<(), i32> {
-        let poisoned = self.uffd.poison(range);
+        let poisoned = self.frames.uffd.poison(range);
         self.wake(range);
         poisoned
     }
 
     fn remove(&self, ranges: &[Range]) {
-        // SAFETY: ranges of entered mappings whose pages the caller owns (EVICTING, LOADING).
-        unsafe { memory::discard(ranges) }
+        self.frames.remove(ranges);
     }
 
     fn wake(&self, range: Range) {
-        let _ = self.uffd.wake(range); // fails only for an invalid range
+        let _ = self.frames.uffd.wake(range); // fails only for an invalid range
+    }
+
+    fn protect(&self, range: Range, on: bool) -> Result<(), i32> {
+        self.frames.protect(range, on)
+    }
+
+    fn frames(&self) -> Option<&Frames> {
+        Some(&self.frames)
+    }
+
+    fn tracking(&self) -> Tracking {
+        self.frames.tracking()
     }
 
     fn faults_are_signals(&self) -> bool {
@@ -137,7 +148,7 @@ impl RunningPmap for UffdPmap {
     }
 
     fn forget_in_child(&self) {
-        process::close_inherited(self.uffd.as_raw_fd());
+        self.frames.forget_in_child();
         process::close_inherited(self.stop.as_raw_fd());
     }
 }

@@ -1,4 +1,4 @@
-//! A store whose reads fail or wait according to a plan: fault injection through the one I/O trait.
+//! A store whose reads, writes or syncs fail or wait according to a plan: fault injection through the one I/O trait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,10 +12,35 @@ use crate::units::{ByteCount, ByteOffset};
 /// What a read that fails leaves in its buffer.
 const LEFT_BEHIND: u8 = 0xA5;
 
-/// Which reads, and what happens to them.
+/// What is done with a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `read_at`.
+    Read,
+    /// `write_at`; a write that fails has written its first half.
+    Write,
+    /// `sync`, whatever the plan's range.
+    Sync,
+}
+
+impl Operation {
+    /// The operation of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "read" => Some(Operation::Read),
+            "write" => Some(Operation::Write),
+            "sync" => Some(Operation::Sync),
+            _ => None,
+        }
+    }
+}
+
+/// Which operations, and what happens to them.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultPlan {
-    /// Number, from 0, of the first read concerned among those that touch the range.
+    /// What is concerned.
+    pub operation: Operation,
+    /// Number, from 0, of the first one concerned among those that touch the range.
     pub first: u64,
     /// How many; all further ones when absent.
     pub count: Option<u64>,
@@ -31,29 +56,44 @@ pub struct FaultPlan {
     pub delay: Duration,
 }
 
-/// Passes reads on, but for those of the plan.
+/// Passes all on, but for what the plan says.
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
     plan: FaultPlan,
-    reads: AtomicU64,
+    seen: AtomicU64,
     closed: AtomicBool,
 }
 
 impl FaultyStore {
     /// Wraps `inner`.
     pub fn new(inner: Arc<dyn Store>, plan: FaultPlan) -> Self {
-        FaultyStore { inner, plan, reads: AtomicU64::new(0), closed: AtomicBool::new(false) }
+        FaultyStore { inner, plan, seen: AtomicU64::new(0), closed: AtomicBool::new(false) }
     }
 
-    fn concerns(&self, offset: ByteOffset, len: usize) -> bool {
+    fn concerns(&self, operation: Operation, offset: ByteOffset, len: usize) -> bool {
         let plan = &self.plan;
+        if operation != plan.operation {
+            return false;
+        }
         let end = plan.length.map_or(u64::MAX, |length| plan.offset.0.saturating_add(length.0));
-        let touches = offset.0 < end && offset.0.saturating_add(len as u64) > plan.offset.0;
+        let touches = operation == Operation::Sync
+            || offset.0 < end && offset.0.saturating_add(len as u64) > plan.offset.0;
         if !touches {
             return false;
         }
-        let number = self.reads.fetch_add(1, Ordering::Relaxed);
+        let number = self.seen.fetch_add(1, Ordering::Relaxed);
         number >= plan.first && plan.count.is_none_or(|count| number - plan.first < count)
+    }
+
+    /// What the plan has for this operation.
+    fn fault(&self, operation: Operation, offset: ByteOffset, len: usize) -> Result<(), StoreError> {
+        if !self.concerns(operation, offset, len) {
+            return Ok(());
+        }
+        self.wait(offset)?;
+        let Some(code) = self.plan.code else { return Ok(()) };
+        let message = "a fault that a test injected".into();
+        Err(StoreError { code, offset, errno: self.plan.errno, message })
     }
 
     fn wait(&self, offset: ByteOffset) -> Result<(), StoreError> {
@@ -81,16 +121,28 @@ impl Store for FaultyStore {
     }
 
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError> {
-        if self.concerns(offset, buf.len()) {
-            self.wait(offset)?;
-            if let Some(code) = self.plan.code {
-                // What a failed read leaves is unspecified: nobody may take it for data.
-                buf.fill(LEFT_BEHIND);
-                let message = "a fault that a test injected".into();
-                return Err(StoreError { code, offset, errno: self.plan.errno, message });
-            }
+        let fault = self.fault(Operation::Read, offset, buf.len());
+        if fault.is_err() {
+            // What a failed read leaves is unspecified: nobody may take it for data.
+            buf.fill(LEFT_BEHIND);
         }
-        self.inner.read_at(offset, buf)
+        fault.and_then(|()| self.inner.read_at(offset, buf))
+    }
+
+    fn read_only(&self) -> Option<String> {
+        self.inner.read_only()
+    }
+
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+        let fault = self.fault(Operation::Write, offset, bytes.len());
+        let passed = if fault.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
+        self.inner.write_at(offset, passed)?;
+        fault
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.fault(Operation::Sync, ByteOffset(0), 0)?;
+        self.inner.sync()
     }
 
     fn grain(&self) -> ByteCount {
@@ -134,7 +186,16 @@ mod tests {
 
     fn plan(code: Option<FaultCode>, delay: Duration) -> FaultPlan {
         let errno = code.map(|_| libc::EIO);
-        FaultPlan { first: 0, count: None, offset: ByteOffset(0), length: None, code, errno, delay }
+        FaultPlan {
+            operation: Operation::Read,
+            first: 0,
+            count: None,
+            offset: ByteOffset(0),
+            length: None,
+            code,
+            errno,
+            delay,
+        }
     }
 
     fn store(plan: FaultPlan) -> FaultyStore {
@@ -154,6 +215,22 @@ mod tests {
         assert!(read(0).is_ok() && read(60).is_ok() && read(45).is_ok());
         assert_eq!(read(50).unwrap_err().errno, Some(libc::EIO));
         assert!(read(50).is_ok());
+    }
+
+    #[test]
+    fn a_write_that_fails_has_written_its_half() {
+        let inner = Arc::new(MemoryStore::new("m", vec![7; 8]));
+        let once = FaultPlan {
+            operation: Operation::Write,
+            count: Some(1),
+            ..plan(Some(FaultCode::Io), Duration::ZERO)
+        };
+        let store = FaultyStore::new(inner, once);
+        assert!(store.write_at(ByteOffset(0), &[1; 8]).is_err() && store.sync().is_ok());
+        let mut buf = [0; 8];
+        store.read_at(ByteOffset(0), &mut buf).unwrap();
+        assert_eq!(buf, [1, 1, 1, 1, 7, 7, 7, 7]);
+        store.write_at(ByteOffset(0), &[2; 8]).unwrap();
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! A local file or block device, read by pread(2).
+//! A local file or block device, read by pread(2) and written by pwrite(2).
 //!
 //! Size, modification time and inode are noted at open. A read that meets the end too early, or
 //! finds the file modified (looked at no more than once a millisecond, the grain of most file
 //! systems' clocks is coarser), fails: pages of two versions are never mixed. A file that is
-//! *replaced* by rename stays the one that was opened.
+//! *replaced* by rename stays the one that was opened. Of a file that is open for writing the
+//! modification time says nothing, as it is our own: only its length is looked at.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -40,10 +41,11 @@ impl Identity {
     }
 }
 
-/// A file that is open for reading.
+/// A file that is open for reading, or for reading and writing.
 #[derive(Debug)]
 pub struct FileStore {
     file: File,
+    writable: bool,
     label: String,
     size: ByteCount,
     identity: Identity,
@@ -57,6 +59,18 @@ impl FileStore {
     /// # Errors
     /// `OpenError::Io` with the errno; `Format` for a directory, a pipe or a terminal.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, false)
+    }
+
+    /// As [`FileStore::open`], for writing too: its size stays what it is.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub fn open_writable(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, true)
+    }
+
+    fn open_with(path: &Path, writable: bool) -> Result<Self, OpenError> {
         let label = path.display().to_string();
         let refused = |error: io::Error| OpenError::Io {
             errno: error.raw_os_error(),
@@ -64,7 +78,8 @@ impl FileStore {
         };
         // O_NONBLOCK: a pipe without a writer would make open(2) wait for one.
         let mut options = OpenOptions::new();
-        let mut file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refused)?;
+        options.read(true).write(writable).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(path).map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         let kind = metadata.file_type();
         let size = if kind.is_file() {
@@ -78,6 +93,7 @@ impl FileStore {
         };
         Ok(FileStore {
             file,
+            writable,
             size: ByteCount(size),
             identity: Identity::of(&metadata),
             label,
@@ -107,7 +123,7 @@ impl FileStore {
             );
             return Err(StoreError::new(FaultCode::Truncated, offset, message));
         }
-        if identity != self.identity {
+        if !self.writable && identity != self.identity {
             let message = format!("{} was modified after it was opened: open it again", self.label);
             return Err(StoreError::new(FaultCode::Changed, offset, message));
         }
@@ -149,6 +165,33 @@ impl Store for FileStore {
         self.look(offset, false)
     }
 
+    fn read_only(&self) -> Option<String> {
+        (!self.writable).then(|| "it was opened for reading only".into())
+    }
+
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = ByteOffset(offset.0 + done as u64);
+            let failed =
+                |error: &io::Error| StoreError::from_io(at, &format!("writing {}", self.label), error);
+            match self.file.write_at(&bytes[done..], at.0) {
+                Ok(0) => return Err(failed(&io::Error::from_raw_os_error(libc::EIO))),
+                Ok(written) => done += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        // A file that was truncated has grown again by this write, with zeros in between.
+        self.look(offset, false)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let failed =
+            |error| StoreError::from_io(ByteOffset(0), &format!("synchronising {}", self.label), &error);
+        self.file.sync_data().map_err(failed)
+    }
+
     fn bytes_fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
@@ -187,6 +230,20 @@ mod tests {
         file.write_all(b"more").unwrap();
         let error = store.read_at(ByteOffset(0), &mut [0; 16]).unwrap_err();
         assert_eq!(error.code, FaultCode::Changed);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (file, store) = file_of(&[1; 9000]);
+        let refused = store.write_at(ByteOffset(0), b"x").unwrap_err();
+        assert_eq!(refused.errno, Some(libc::EBADF));
+        let store = FileStore::open_writable(file.path()).unwrap();
+        assert_eq!(store.read_only(), None);
+        store.write_at(ByteOffset(8998), b"ab").unwrap();
+        store.sync().unwrap();
+        let mut buf = [0; 3];
+        store.read_at(ByteOffset(8997), &mut buf).unwrap();
+        assert_eq!(&buf, b"\x01ab");
     }
 
     #[test]

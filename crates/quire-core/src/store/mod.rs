@@ -3,7 +3,7 @@
 //! All I/O of the core passes the one trait [`Store`], so a test can fail, shorten or delay any
 //! read by wrapping a store in [`faulty::FaultyStore`].
 
-use crate::errors::StoreError;
+use crate::errors::{FaultCode, StoreError};
 use crate::units::{ByteCount, ByteOffset};
 
 pub mod faulty;
@@ -12,7 +12,7 @@ pub mod memory;
 pub mod seek_table;
 pub mod zstd;
 
-/// Bytes somewhere. Reads may come from any thread at the same time, also from a signal handler
+/// Bytes somewhere. Reads and writes may come from any thread at the same time, also from a signal handler
 /// that interrupted code outside the core; no call may touch a quire mapping or the interpreter.
 pub trait Store: Send + Sync {
     /// Size in bytes, fixed at open.
@@ -26,6 +26,34 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When any byte cannot be had; the content of `buf` is then unspecified.
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError>;
+
+    /// Why nothing can be written to it; `None` where it can.
+    fn read_only(&self) -> Option<String> {
+        Some("it is of a kind that can only be read".into())
+    }
+
+    /// Writes all of `bytes` at `offset`. The caller never writes past [`Store::size`].
+    ///
+    /// # Errors
+    /// When any byte could not be written; those before it may have been.
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+        let _ = bytes;
+        let why = self.read_only().unwrap_or_default();
+        Err(StoreError::new(
+            FaultCode::Protection,
+            offset,
+            format!("{} cannot be written: {why}", self.label()),
+        ))
+    }
+
+    /// Makes what was written durable (fdatasync(2)). After a failure what was written since the last
+    /// success may be lost and has to be written again.
+    ///
+    /// # Errors
+    /// The storage's.
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// The natural unit of a read in bytes: 1 where any read is as good as another, the
     /// decompressed frame for a compressed store.

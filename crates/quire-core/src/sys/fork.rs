@@ -17,6 +17,12 @@ unsafe impl<T: Send> Sync for ForkMutex<T> {}
 // SAFETY: as of a mutex.
 unsafe impl<T: Send> Send for ForkMutex<T> {}
 
+impl<T: Default> Default for ForkMutex<T> {
+    fn default() -> Self {
+        ForkMutex::new(T::default())
+    }
+}
+
 impl<T> ForkMutex<T> {
     /// A new unlocked mutex.
     pub const fn new(value: T) -> Self {

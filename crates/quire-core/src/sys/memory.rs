@@ -51,6 +51,17 @@ impl Range {
     }
 }
 
+/// What a thread was about to do when it faulted, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// One of the two: this machine's signals do not say.
+    Unknown,
+}
+
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Reserves `len` bytes of private anonymous memory with protection `prot`.

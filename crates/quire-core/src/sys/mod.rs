@@ -5,6 +5,7 @@ pub mod fork;
 pub mod futex;
 pub mod lock;
 pub mod memory;
+pub mod pagemap;
 pub mod process;
 pub mod signal;
 pub mod thread;

@@ -13,10 +13,11 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::fork::ForkMutex;
+use super::memory::Touch;
 
-/// Decides whether an address is quire's and, if so, mends the fault: `(signal, address, write)`,
-/// where `write` is known on x86-64 only.
-pub type FaultHook = fn(i32, usize, Option<bool>) -> bool;
+/// Decides whether an address is quire's and, if so, mends the fault: `(signal, address, touch)`,
+/// where the touch is known on x86-64 only.
+pub type FaultHook = fn(i32, usize, Touch) -> bool;
 
 type Action = libc::sigaction;
 const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
@@ -112,15 +113,15 @@ pub fn install_fault_handlers(hook: FaultHook) {
 
 /// Whether the fault was a write: bit 1 of the page-fault error code.
 #[cfg(target_arch = "x86_64")]
-fn was_write(context: *mut libc::c_void) -> Option<bool> {
+fn touch_of(context: *mut libc::c_void) -> Touch {
     // SAFETY: the kernel passes a ucontext_t to SA_SIGINFO handlers.
     let code = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] };
-    Some(code & 2 != 0)
+    if code & 2 != 0 { Touch::Write } else { Touch::Read }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn was_write(_context: *mut libc::c_void) -> Option<bool> {
-    None
+fn touch_of(_context: *mut libc::c_void) -> Touch {
+    Touch::Unknown
 }
 
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -135,7 +136,7 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut li
         let hook = HOOK.load(Ordering::Acquire);
         // SAFETY: only `install_fault_handlers` stores there, from a `FaultHook`, before ours is on.
         let hook: FaultHook = unsafe { std::mem::transmute::<usize, FaultHook>(hook) };
-        if !hook(signal, address, was_write(context)) {
+        if !hook(signal, address, touch_of(context)) {
             give_way(signal, false);
         }
     } else if code == SI_TKILL

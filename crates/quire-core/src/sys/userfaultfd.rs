@@ -4,16 +4,31 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::memory::{Range, page_bytes};
+use super::memory::{Range, Touch, page_bytes};
 
 /// Deliver SIGBUS to the faulting thread instead of a message to a handler.
 pub const FEATURE_SIGBUS: u64 = 1 << 7;
+/// Messages tell a write-protected page from a missing one; needed for REGISTER_MODE_WP.
+pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
 /// UFFDIO_POISON (Linux 6.6).
 pub const FEATURE_POISON: u64 = 1 << 14;
+
+/// The kernel itself resolves writes to write-protected pages, and PAGEMAP_SCAN tells which there
+/// were (Linux 6.7).
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// Needed by `FEATURE_WP_ASYNC`: pages may be protected before they are there.
+pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+/// UFFDIO_MOVE (Linux 6.8).
+pub const FEATURE_MOVE: u64 = 1 << 16;
 
 const USER_MODE_ONLY: libc::c_int = 1;
 const API: u64 = 0xAA;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+const COPY_MODE_WP: u64 = 2;
+const WRITEPROTECT_MODE_WP: u64 = 1;
+const PAGEFAULT_FLAG_WRITE: u64 = 1;
+const PAGEFAULT_FLAG_WP: u64 = 2;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
 const fn ioctl_number(direction: u64, number: u64, size: usize) -> u64 {
@@ -26,6 +41,8 @@ const UFFDIO_REGISTER: u64 = ioctl_number(READ_WRITE, 0x00, size_of::<RegisterAr
 const UFFDIO_UNREGISTER: u64 = ioctl_number(READ, 0x01, size_of::<RangeArgs>());
 const UFFDIO_WAKE: u64 = ioctl_number(READ, 0x02, size_of::<RangeArgs>());
 const UFFDIO_COPY: u64 = ioctl_number(READ_WRITE, 0x03, size_of::<CopyArgs>());
+const UFFDIO_MOVE: u64 = ioctl_number(READ_WRITE, 0x05, size_of::<CopyArgs>());
+const UFFDIO_WRITEPROTECT: u64 = ioctl_number(READ_WRITE, 0x06, size_of::<ProtectArgs>());
 const UFFDIO_POISON: u64 = ioctl_number(READ_WRITE, 0x08, size_of::<PoisonArgs>());
 const USERFAULTFD_IOC_NEW: u64 = 0xAA << 8;
 
@@ -50,6 +67,13 @@ struct RegisterArgs {
     ioctls: u64,
 }
 
+#[repr(C)]
+struct ProtectArgs {
+    range: RangeArgs,
+    mode: u64,
+}
+
+/// Of UFFDIO_COPY and UFFDIO_MOVE.
 #[repr(C)]
 struct CopyArgs {
     dst: u64,
@@ -81,6 +105,11 @@ impl Message {
     /// The faulting address, rounded down to a hardware page by the kernel.
     pub fn address(&self) -> Option<usize> {
         (self.event == EVENT_PAGEFAULT).then_some(self.address as usize)
+    }
+
+    /// What the thread was about to do.
+    pub fn touch(&self) -> Touch {
+        if self.flags & (PAGEFAULT_FLAG_WRITE | PAGEFAULT_FLAG_WP) != 0 { Touch::Write } else { Touch::Read }
     }
 }
 
@@ -157,12 +186,13 @@ impl Userfaultfd {
         if rc < 0 { Err(super::errno()) } else { Ok(()) }
     }
 
-    /// Registers a range for faults on missing pages.
+    /// Registers a range for faults on missing pages and, where asked for, on protected ones.
     ///
     /// # Errors
     /// The errno.
-    pub fn register(&self, range: Range) -> Result<(), i32> {
-        let mut args = RegisterArgs { range: range_args(range), mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    pub fn register(&self, range: Range, protection: bool) -> Result<(), i32> {
+        let mode = REGISTER_MODE_MISSING | if protection { REGISTER_MODE_WP } else { 0 };
+        let mut args = RegisterArgs { range: range_args(range), mode, ioctls: 0 };
         self.ioctl(UFFDIO_REGISTER, &mut args)
     }
 
@@ -182,22 +212,63 @@ impl Userfaultfd {
         self.ioctl(UFFDIO_WAKE, &mut range_args(range))
     }
 
-    /// Installs copies of `src` (whole hardware pages) at `dst` and wakes the waiters there. Pages
-    /// that are already present stay as they are.
+    /// Write-protects the pages of a range, or allows writes again and wakes who waits for that.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn write_protect(&self, range: Range, on: bool) -> Result<(), i32> {
+        let mode = if on { WRITEPROTECT_MODE_WP } else { 0 };
+        loop {
+            match self.ioctl(UFFDIO_WRITEPROTECT, &mut ProtectArgs { range: range_args(range), mode }) {
+                Err(libc::EAGAIN) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Moves whole pages from `src` to `dst`: what a thread stores in them meanwhile comes along,
+    /// or finds the page gone. Returns the bytes moved, with the errno when that is not all: EBUSY
+    /// for a page that the kernel holds (O_DIRECT).
+    ///
+    /// # Safety
+    /// Both are ranges of the caller's, `dst` registered, empty and as long as `src`; both writable.
+    pub unsafe fn move_pages(&self, dst: usize, src: Range) -> (usize, Option<i32>) {
+        let mut done = 0;
+        while done < src.len {
+            let mut args = CopyArgs {
+                dst: (dst + done) as u64,
+                src: (src.start + done) as u64,
+                len: (src.len - done) as u64,
+                mode: 0,
+                copied: 0,
+            };
+            match self.ioctl(UFFDIO_MOVE, &mut args) {
+                Ok(()) => return (src.len, None),
+                Err(libc::EAGAIN) => {}
+                Err(errno) if args.copied <= 0 => return (done, Some(errno)),
+                Err(_) => {}
+            }
+            done += usize::try_from(args.copied).unwrap_or(0);
+        }
+        (done, None)
+    }
+
+    /// Installs copies of `src` (whole hardware pages) at `dst`, write-protected or not, and wakes
+    /// the waiters there. Pages that are already present stay as they are.
     ///
     /// # Errors
     /// The errno: ENOENT when the range is no longer mapped or registered, ENOMEM, ESRCH.
     ///
     /// # Safety
     /// `dst` is a registered range of the caller's, as long as `src`.
-    pub unsafe fn copy(&self, dst: usize, src: &[u8]) -> Result<(), i32> {
+    pub unsafe fn copy(&self, dst: usize, src: &[u8], protected: bool) -> Result<(), i32> {
         let (mut done, total) = (0, src.len());
         while done < total {
             let mut args = CopyArgs {
                 dst: (dst + done) as u64,
                 src: src.as_ptr() as u64 + done as u64,
                 len: (total - done) as u64,
-                mode: 0,
+                mode: if protected { COPY_MODE_WP } else { 0 },
                 copied: 0,
             };
             match self.ioctl(UFFDIO_COPY, &mut args) {
@@ -268,6 +339,8 @@ mod tests {
         assert_eq!(UFFDIO_REGISTER, 0xc020_aa00);
         assert_eq!(UFFDIO_UNREGISTER, 0x8010_aa01);
         assert_eq!(UFFDIO_COPY, 0xc028_aa03);
+        assert_eq!(UFFDIO_MOVE, 0xc028_aa05);
+        assert_eq!(UFFDIO_WRITEPROTECT, 0xc018_aa06);
         assert_eq!(UFFDIO_POISON, 0xc020_aa08);
         assert_eq!(size_of::<Message>(), 32);
     }

@@ -1,0 +1,423 @@
+//! Writes pages back: on `sync`, and on eviction, when a dirty page must reach its backing before
+//! its frame is used for another.
+//!
+//! A store by a running thread must never fall between the copy of a page and its removal. With
+//! `Tracking::WpSync` and `Mprotect` the page is protected first: a thread that stores meets a
+//! fault and waits until the page is gone. With `WpAsync` such a store is let through by the
+//! kernel, so the page is *moved out*: what was stored before comes along, what is stored after
+//! meets a missing page. A page that the scan before the move found clean may have been stored to
+//! between the two; it is clean only if its content is still what it was before the scan.
+
+use std::ops::Range as Span;
+use std::time::Duration;
+
+use xxhash_rust::xxh64::xxh64;
+
+use crate::counters::{add, count};
+use crate::errors::StoreError;
+use crate::memory_object::MemoryObject;
+use crate::page::{BAD, DIRTY, PageState};
+use crate::page_cache::PAGE_CACHE;
+use crate::pmap::{Tracking, frames::Frames};
+use crate::range_set::RangeSet;
+use crate::space::MapEntry;
+use crate::sys::fork::ForkMutex;
+use crate::sys::memory::Range;
+use crate::units::{ByteCount, ByteOffset, PageIndex};
+
+/// Bytes written at once.
+const WRITE_MAX: u64 = 1 << 20;
+/// Ranges noted since the last sync; more are noted as one that holds them all.
+const NOTED_MAX: usize = 1 << 16;
+const WAIT: Duration = Duration::from_millis(50);
+
+/// What a memory object knows of its pages on their way back.
+#[derive(Default)]
+pub struct Laundry {
+    /// Held over a scan for written pages and the notes made of it.
+    scan: ForkMutex<Leaving>,
+    /// One sync at a time.
+    syncing: ForkMutex<()>,
+    noted: ForkMutex<Noted>,
+}
+
+/// Pages that are being written back by evictions.
+#[derive(Default)]
+struct Leaving(Vec<PageIndex>);
+
+/// Bytes of the store.
+#[derive(Default)]
+struct Noted {
+    /// Written since the last successful sync of the store: not known to be durable.
+    written: RangeSet,
+    /// Written, but the store failed to make them durable: to be written again.
+    lost: RangeSet,
+}
+
+impl Laundry {
+    /// Forgets all, in the child of a fork.
+    ///
+    /// # Safety
+    /// Only in the child of a fork while it has one thread, which is in no call of this object.
+    #[allow(unsafe_code)]
+    pub unsafe fn reset_in_child(&self) {
+        // SAFETY: one thread (contract).
+        unsafe {
+            self.scan.replace_in_child(Leaving::default());
+            self.syncing.replace_in_child(());
+            self.noted.replace_in_child(Noted::default());
+        }
+    }
+
+    fn note_written(&self, span: Span<u64>) {
+        let written = &mut self.noted.lock().written;
+        written.add(span);
+        if written.len() > NOTED_MAX {
+            let start = written.iter().next().map_or(0, |first| first.start);
+            let end = written.iter().last().map_or(0, |last| last.end);
+            written.add(start..end);
+        }
+    }
+}
+
+/// Writes back what is dirty in `within`, bytes of the object, and makes it durable: afterwards the
+/// store holds what the array held at the call.
+///
+/// # Errors
+/// The first failure; what was not written, or not made durable, is written by the next call.
+pub fn sync(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
+    let laundry = &entry.object.laundry;
+    let _one = laundry.syncing.lock();
+    let (dirty, leaving) = {
+        let leaving = laundry.scan.lock();
+        (find_dirty(entry, within.clone())?, leaving.0.clone())
+    };
+    rewrite_lost(entry, within)?;
+    write_back(entry, &dirty)?;
+    for page in leaving {
+        while entry.object.pages.state(page) == PageState::Evicting {
+            entry.object.pages.wait_left(page, PageState::Evicting, WAIT);
+        }
+    }
+    count(&entry.object.counters.syncs);
+    let written = std::mem::take(&mut laundry.noted.lock().written);
+    entry.object.pager.sync().inspect_err(|_| laundry.noted.lock().lost.absorb(&written))
+}
+
+/// Bytes that are dirty now, exactly where the kernel says so and by granules elsewhere. Called with
+/// the scan lock held.
+fn find_dirty(entry: &MapEntry, within: Span<u64>) -> Result<RangeSet, StoreError> {
+    let object = &entry.object;
+    let mut dirty = RangeSet::default();
+    let first = within.start / object.granule.0;
+    let last = within.end.div_ceil(object.granule.0);
+    for page in object.resident_pages() {
+        if (first..last).contains(&page.0) && object.pages.has(page, DIRTY) {
+            dirty.add(span_of(object, page));
+        }
+    }
+    if let Some(frames) = scans(entry) {
+        let start = (first * object.granule.0) as usize;
+        let end = (last * object.granule.0).min(object.mapped.0) as usize;
+        let range = Range { start: entry.range.start + start, len: end - start };
+        note_written_pages(entry, frames, range, &mut |span| dirty.add(span))?;
+    }
+    Ok(dirty)
+}
+
+fn scans(entry: &MapEntry) -> Option<&Frames> {
+    let pmap = entry.pmap.get();
+    pmap.frames().filter(|_| pmap.tracking() == Tracking::WpAsync)
+}
+
+/// Marks the granules that were written, and tells `found` of their bytes. They count as protected
+/// again from here on, so the mark is all that is known of them.
+fn note_written_pages(
+    entry: &MapEntry,
+    frames: &Frames,
+    range: Range,
+    found: &mut dyn FnMut(Span<u64>),
+) -> Result<(), StoreError> {
+    let granule = entry.object.granule.0;
+    let scanned = frames.take_written(range, &mut |written| {
+        let start = (written.start - entry.range.start) as u64;
+        let end = start + written.len as u64;
+        for page in start / granule..end.div_ceil(granule) {
+            if !entry.object.pages.has(PageIndex(page), BAD) {
+                entry.object.pages.mark(PageIndex(page), DIRTY, 0);
+                found(start.max(page * granule)..end.min((page + 1) * granule));
+            }
+        }
+    });
+    scanned.map_err(|errno| {
+        let error = std::io::Error::from_raw_os_error(errno);
+        StoreError::from_io(ByteOffset(0), "looking for written pages", &error)
+    })
+}
+
+fn span_of(object: &MemoryObject, page: PageIndex) -> Span<u64> {
+    let start = page.offset(object.granule).0;
+    start..start + object.page_len(page) as u64
+}
+
+/// What a failed sync of the store may have lost is made dirty again, or, where it is not resident,
+/// written again from what the store still gives.
+fn rewrite_lost(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let lost = object.laundry.noted.lock().lost.take(within);
+    let again = |error| {
+        object.laundry.noted.lock().lost.absorb(&lost);
+        error
+    };
+    for span in lost.iter() {
+        let mut at = span.start;
+        while at < span.end {
+            let page = ByteOffset(at).page(object.granule);
+            let end = span.end.min(span_of(object, page).end);
+            if hold(entry, page) {
+                let written = write_held(entry, at..end);
+                object.pages.keep(page, if written.is_ok() { 0 } else { DIRTY });
+                written.map_err(again)?;
+            } else {
+                let mut bytes = vec![0; (end - at) as usize];
+                object.pager.get_page(ByteOffset(at), &mut bytes, &object.counters).map_err(again)?;
+                object.pager.put_page(ByteOffset(at), &bytes).map_err(again)?;
+                object.laundry.note_written(at..end);
+            }
+            at = end;
+        }
+    }
+    Ok(())
+}
+
+/// Writes spans back, in order and in long runs. Pages that are gone were written when they went.
+fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let granule = object.granule.0;
+    for span in dirty.iter() {
+        let mut at = span.start;
+        while at < span.end {
+            let first = at / granule;
+            let limit = span.end.min((at + WRITE_MAX).next_multiple_of(granule));
+            let held =
+                (first..limit.div_ceil(granule)).take_while(|page| hold(entry, PageIndex(*page))).count();
+            if held == 0 {
+                at = (first + 1) * granule;
+                continue;
+            }
+            let pages = first..first + held as u64;
+            let end = limit.min(pages.end * granule);
+            let written = protect_held(entry, pages.clone()).and_then(|()| write_held(entry, at..end));
+            let after = if written.is_ok() { 0 } else { DIRTY };
+            pages.for_each(|page| object.pages.keep(PageIndex(page), after));
+            written?;
+            at = end;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a resident page that holds data; false when it is not there.
+fn hold(entry: &MapEntry, page: PageIndex) -> bool {
+    let pages = &entry.object.pages;
+    loop {
+        match pages.state(page) {
+            PageState::Resident if pages.has(page, BAD) => return false,
+            PageState::Resident => {
+                if pages.claim(page, PageState::Resident, PageState::Held) {
+                    return true;
+                }
+            }
+            // A page can be written before the load that installed it is over.
+            state @ (PageState::Held | PageState::Evicting | PageState::Loading) => {
+                pages.wait_left(page, state, WAIT);
+            }
+            PageState::Absent | PageState::Poisoned => return false,
+        }
+    }
+}
+
+/// From here on a write to these held pages is noticed anew.
+fn protect_held(entry: &MapEntry, pages: Span<u64>) -> Result<(), StoreError> {
+    let object = &entry.object;
+    pages.clone().for_each(|page| {
+        object.pages.mark(PageIndex(page), 0, DIRTY);
+    });
+    if scans(entry).is_some() {
+        return Ok(()); // protected by the scan that found them
+    }
+    let start = entry.page_range(PageIndex(pages.start));
+    let end = entry.page_range(PageIndex(pages.end - 1));
+    let range = Range { start: start.start, len: end.start + end.len - start.start };
+    entry.pmap.get().protect(range, true).map_err(|errno| refused(object, pages.start, errno))
+}
+
+fn refused(object: &MemoryObject, page: u64, errno: i32) -> StoreError {
+    let error = std::io::Error::from_raw_os_error(errno);
+    StoreError::from_io(PageIndex(page).offset(object.granule), "write-protecting a page", &error)
+}
+
+/// Writes bytes of pages that are held.
+#[allow(unsafe_code)]
+fn write_held(entry: &MapEntry, span: Span<u64>) -> Result<(), StoreError> {
+    let start = entry.range.start + span.start as usize;
+    // SAFETY: pages of our mapping that stay while they are held. Other threads may store to them
+    // meanwhile: the bytes are only copied by the kernel, and what is torn is dirty again.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, (span.end - span.start) as usize) };
+    put(&entry.object, ByteOffset(span.start), bytes)
+}
+
+fn put(object: &MemoryObject, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+    object.pager.put_page(offset, bytes)?;
+    add(&object.counters.written_bytes, bytes.len() as u64);
+    object.laundry.note_written(offset.0..offset.0 + bytes.len() as u64);
+    Ok(())
+}
+
+/// Removes pages of a writable mapping that the caller has moved to EVICTING, written back where
+/// they are dirty. Those that cannot be written stay. Returns the bytes freed.
+pub fn evict_claimed(
+    entry: &MapEntry,
+    mut victims: Vec<(PageIndex, Range)>,
+) -> (ByteCount, Result<(), StoreError>) {
+    victims.sort_unstable_by_key(|(page, _)| *page);
+    let laundry = &entry.object.laundry;
+    laundry.scan.lock().0.extend(victims.iter().map(|(page, _)| *page));
+    let result = match scans(entry) {
+        Some(frames) => move_out(entry, frames, &victims),
+        None => protect_and_write(entry, &victims),
+    };
+    let mut leaving = laundry.scan.lock();
+    leaving.0.retain(|page| victims.binary_search_by_key(page, |(victim, _)| *victim).is_err());
+    result
+}
+
+/// Ends the eviction of pages: those of `gone` are absent, the others stay.
+fn settle(entry: &MapEntry, victims: &[(PageIndex, Range)], gone: &[bool]) -> ByteCount {
+    let object = &entry.object;
+    let mut freed = ByteCount(0);
+    for ((page, range), gone) in victims.iter().zip(gone) {
+        if *gone {
+            object.pages.finish(*page, PageState::Absent, 0);
+            freed.0 += range.len as u64;
+        } else {
+            object.pages.keep(*page, 0);
+            object.policy.lock().insert(*page);
+        }
+    }
+    PAGE_CACHE.release(&object.account, freed);
+    freed
+}
+
+fn protect_and_write(
+    entry: &MapEntry,
+    victims: &[(PageIndex, Range)],
+) -> (ByteCount, Result<(), StoreError>) {
+    let object = &entry.object;
+    let dirty = |page: PageIndex| object.pages.has(page, DIRTY) && !object.pages.has(page, BAD);
+    let mut gone = vec![true; victims.len()];
+    let mut result = Ok(());
+    for run in runs(victims, |index| dirty(victims[index].0)) {
+        let range = whole(&victims[run.clone()]);
+        let offset = victims[run.start].0.offset(object.granule);
+        let protected = entry
+            .pmap
+            .get()
+            .protect(range, true)
+            .map_err(|errno| refused(object, victims[run.start].0.0, errno));
+        let written = protected.and_then(|()| write_held(entry, offset.0..offset.0 + range.len as u64));
+        if let Err(error) = written {
+            gone[run].fill(false);
+            result = Err(error);
+        }
+    }
+    let leaving: Vec<Range> =
+        victims.iter().zip(&gone).filter(|(_, gone)| **gone).map(|(v, _)| v.1).collect();
+    entry.pmap.get().remove(&leaving);
+    (settle(entry, victims, &gone), result)
+}
+
+#[allow(unsafe_code)]
+fn move_out(
+    entry: &MapEntry,
+    frames: &Frames,
+    victims: &[(PageIndex, Range)],
+) -> (ByteCount, Result<(), StoreError>) {
+    let object = &entry.object;
+    let mut gone = vec![false; victims.len()];
+    let total = victims.iter().map(|(_, range)| range.len).sum();
+    let Ok(scratch) = frames.take_scratch(total) else {
+        return (settle(entry, victims, &gone), Ok(()));
+    };
+    // SAFETY: whole pages that are present and stay: they are EVICTING (the mapping's) or ours alone
+    // (scratch). A thread that stores meanwhile makes the two hashes differ, which is their purpose.
+    let bytes = |at: Range| unsafe { std::slice::from_raw_parts(at.start as *const u8, at.len) };
+    let before: Vec<u64> = victims.iter().map(|(_, range)| xxh64(bytes(*range), 0)).collect();
+    let mut result = {
+        let _scan = object.laundry.scan.lock();
+        runs(victims, |_| true)
+            .try_for_each(|run| note_written_pages(entry, frames, whole(&victims[run]), &mut |_| {}))
+    };
+    let mut places = Vec::with_capacity(victims.len());
+    let mut at = scratch.start;
+    for (index, (_, range)) in victims.iter().enumerate() {
+        places.push(Range { start: at, len: range.len });
+        gone[index] = result.is_ok() && frames.move_pages(at, *range).is_ok();
+        at += range.len;
+    }
+    let dirty: Vec<bool> = (0..victims.len())
+        .map(|index| {
+            let (page, _) = victims[index];
+            let marked = object.pages.has(page, DIRTY);
+            let good = gone[index] && !object.pages.has(page, BAD);
+            good && (marked || xxh64(bytes(places[index]), 0) != before[index])
+        })
+        .collect();
+    for run in runs(victims, |index| dirty[index]) {
+        let len = victims[run.clone()].iter().map(|(_, range)| range.len).sum();
+        let from = Range { start: places[run.start].start, len };
+        if let Err(error) = put(object, victims[run.start].0.offset(object.granule), bytes(from)) {
+            for index in run {
+                object.pages.mark(victims[index].0, DIRTY, 0);
+                put_back(entry, frames, victims[index].1, places[index]);
+                gone[index] = false;
+            }
+            result = Err(error);
+        }
+    }
+    let freed = settle(entry, victims, &gone);
+    frames.give_scratch(scratch, total);
+    (freed, result)
+}
+
+/// Moves a page that could not be written back to where it was.
+#[allow(unsafe_code)]
+fn put_back(entry: &MapEntry, frames: &Frames, to: Range, from: Range) {
+    if frames.move_pages(to.start, from).is_err() {
+        // SAFETY: scratch of ours, present.
+        let bytes = unsafe { std::slice::from_raw_parts(from.start as *const u8, from.len) };
+        // The page's place is empty and ours: a copy is refused only where memory is used up, and
+        // then the kernel's own out-of-memory handling is at work.
+        while entry.pmap.get().install(to.start, bytes, false) == Err(libc::ENOMEM) {
+            std::thread::sleep(WAIT);
+        }
+    }
+    entry.pmap.get().wake(to);
+}
+
+/// Runs of victims that lie side by side and of which `wanted` holds.
+fn runs(victims: &[(PageIndex, Range)], wanted: impl Fn(usize) -> bool) -> impl Iterator<Item = Span<usize>> {
+    let mut found: Vec<Span<usize>> = Vec::new();
+    for (index, (page, _)) in victims.iter().enumerate().filter(|(index, _)| wanted(*index)) {
+        match found.last_mut() {
+            Some(run) if run.end == index && victims[index - 1].0.0 + 1 == page.0 => run.end += 1,
+            _ => found.push(index..index + 1),
+        }
+    }
+    found.into_iter()
+}
+
+/// The addresses of a run.
+fn whole(run: &[(PageIndex, Range)]) -> Range {
+    Range { start: run[0].1.start, len: run.iter().map(|(_, range)| range.len).sum() }
+}

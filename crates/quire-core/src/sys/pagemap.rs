@@ -1,0 +1,94 @@
+//! PAGEMAP_SCAN: which pages were written since they were last write-protected (Linux 6.7;
+//! Documentation/admin-guide/mm/pagemap.rst).
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use super::memory::Range;
+
+const PAGEMAP_SCAN: u64 = 0xc060_6610; // _IOWR('f', 16, struct pm_scan_arg)
+const PM_SCAN_WP_MATCHING: u64 = 1;
+const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const REGIONS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+struct ScanArgs {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// This process's page map.
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The errno, where there is no /proc.
+    pub fn open() -> Result<Self, i32> {
+        let file = File::open("/proc/self/pagemap");
+        file.map(Pagemap).map_err(|error| error.raw_os_error().unwrap_or(libc::ENOENT))
+    }
+
+    /// Tells `found` of the runs of pages in `range` that were written since they were protected,
+    /// in order of address, and protects them again, each in one step with the look at it.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn take_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+        let mut regions = [Region::default(); REGIONS];
+        let (mut at, end) = (range.start as u64, (range.start + range.len) as u64);
+        while at < end {
+            let mut args = ScanArgs {
+                size: size_of::<ScanArgs>() as u64,
+                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                start: at,
+                end,
+                walk_end: 0,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: REGIONS as u64,
+                max_pages: 0,
+                category_inverted: 0,
+                category_mask: PAGE_IS_WRITTEN,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_WRITTEN,
+            };
+            // SAFETY: the struct has the size it says, and the vector the length; both outlive the call.
+            let got = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut args) };
+            let got = usize::try_from(got).map_err(|_| super::errno())?;
+            for region in &regions[..got] {
+                found(Range { start: region.start as usize, len: (region.end - region.start) as usize });
+            }
+            at = args.walk_end.max(at + 1);
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Pagemap {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
