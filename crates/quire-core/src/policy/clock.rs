@@ -2,43 +2,64 @@
 //! left for another round (Corbató, "A Paging Experiment with the Multics System", 1969). The
 //! circle is a queue whose head is the hand.
 
-use std::collections::VecDeque;
-
-use super::Policy;
+use super::queue::Queue;
+use super::{FEW, Policy};
 use crate::units::PageIndex;
-
-const FEW: usize = 16;
 
 /// The circle.
 #[derive(Default)]
 pub struct Clock {
-    circle: VecDeque<PageIndex>,
+    circle: Queue<PageIndex>,
+}
+
+impl Clock {
+    /// Takes out the next page for which `may_go`, referenced or not.
+    pub(super) fn take(&mut self, may_go: impl Fn(PageIndex) -> bool) -> Option<PageIndex> {
+        let at = self.circle.iter().position(|page| may_go(*page))?;
+        self.circle.remove(at)
+    }
 }
 
 impl Policy for Clock {
+    fn name(&self) -> &'static str {
+        "clock"
+    }
+
     fn insert(&mut self, page: PageIndex) {
-        self.circle.push_back(page);
+        self.circle.push(page);
     }
 
     fn victim(&mut self, referenced: &mut dyn FnMut(PageIndex) -> bool) -> Option<PageIndex> {
         for _ in 0..self.circle.len() {
-            let page = self.circle.pop_front()?;
+            let page = self.circle.pop()?;
             if !referenced(page) {
                 return Some(page);
             }
-            self.circle.push_back(page);
+            self.circle.push(page);
         }
         // All were referenced: the oldest goes, but not out of so few that it, too, is new: its
         // thread may not have got to read it. It has lost its bit and goes the next time.
-        if self.circle.len() > FEW { self.circle.pop_front() } else { None }
+        if self.circle.len() > FEW { self.circle.pop() } else { None }
+    }
+
+    fn remove(&mut self, page: PageIndex) -> bool {
+        self.take(|known| known == page).is_some()
     }
 
     fn retain(&mut self, keep: &mut dyn FnMut(PageIndex) -> bool) {
         self.circle.retain(|page| keep(*page));
     }
 
+    fn for_each(&self, visit: &mut dyn FnMut(PageIndex)) {
+        self.circle.iter().for_each(|page| visit(*page));
+    }
+
     fn len(&self) -> usize {
         self.circle.len()
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        self.circle.bytes()
     }
 }
 
