@@ -1,5 +1,6 @@
 //! Replacement policies, one per file. A policy is pure: it knows page numbers and is told which
-//! were referenced; it reads no clock, takes no lock and touches no memory of pages.
+//! were referenced; it reads no clock, takes no lock and touches no memory of pages. The pager and
+//! the simulator ([`cache::Cache`]) run the same code.
 //!
 //! # What a policy may know
 //!
@@ -28,10 +29,11 @@
 //!
 //! Bytes for each resident page, ghosts included: clock and fifo 8 to 10; 2q to 24 and s3fifo to 30
 //! (14 to 21 for each ghost, of which 2q keeps half as many as pages, s3fifo nine tenths); sieve and
-//! lru 21 to 31 (a node of 16 in a slab, and an index).
+//! lru 21 to 31 (a node of 16 in a slab, and an index). A test measures them.
 
 use crate::units::PageIndex;
 
+pub mod cache;
 pub mod clock;
 pub mod fifo;
 pub mod lru;
@@ -45,6 +47,11 @@ mod index;
 mod list;
 mod marked;
 mod queue;
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod traces;
 
 /// How many of the newest pages are spared; see the module.
 pub const FEW: usize = 16;
