@@ -4,10 +4,12 @@
 pub mod fork;
 pub mod futex;
 pub mod lock;
+pub mod locked;
 pub mod memory;
 pub mod pagemap;
 pub mod process;
 pub mod signal;
+pub mod swap_file;
 pub mod thread;
 pub mod userfaultfd;
 
