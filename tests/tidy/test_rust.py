@@ -24,7 +24,7 @@ LAYERS = (
     ("memory_object",),
     ("page_cache", "pager", "pmap"),
     ("page", "policy", "readahead"),
-    ("store",),
+    ("store", "swap"),
     ("interrupt", "buffers"),
     ("counters",),
     ("sys",),

@@ -14,7 +14,7 @@
 //!   memory_object      pages, pager, account, condition
 //!   page_cache  pager  pmap   budgets; where pages come from; translations
 //!   page  policy  readahead   states; victims; sequences
-//!   store              bytes
+//!   store  swap        bytes; pages that were evicted from memory that has no source
 //!   sys                system calls
 //!   units errors counters interrupt buffers range_set   used by all
 //! ```
@@ -23,7 +23,7 @@
 //!
 //! `runtime::RUNTIME` (held while threads are started and joined), then `space::SPACE`; all others are
 //! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler}`,
-//! `FillPool`, `ZstdStore::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
+//! `FillPool`, `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
 //! leaves. No lock of ours is ever held while user memory is touched, so a signal handler that resolves
@@ -52,5 +52,6 @@ pub mod readahead;
 pub mod runtime;
 pub mod space;
 pub mod store;
+pub mod swap;
 pub mod sys;
 pub mod units;
