@@ -23,7 +23,7 @@ LAYERS = (
     ("space",),
     ("memory_object",),
     ("page_cache", "pager", "pmap"),
-    ("page", "policy", "readahead"),
+    ("page", "policy", "readahead", "pressure"),
     ("store", "swap"),
     ("interrupt", "buffers"),
     ("counters",),

@@ -14,6 +14,7 @@
 //!   memory_object      pages, pager, account, condition
 //!   page_cache  pager  pmap   budgets; where pages come from; translations
 //!   page  policy  readahead   states; victims; sequences
+//!   pressure           a budget from what the machine has free
 //!   store  swap        bytes; pages that were evicted from memory that has no source
 //!   sys                system calls
 //!   units errors counters interrupt buffers range_set   used by all
@@ -47,6 +48,7 @@ pub mod pageout;
 pub mod pager;
 pub mod pmap;
 pub mod policy;
+pub mod pressure;
 pub mod range_set;
 pub mod readahead;
 pub mod runtime;
