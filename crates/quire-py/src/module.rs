@@ -7,14 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use quire_core::counters::{COUNTERS, Counters, RETIRED_FETCHED};
 use quire_core::page_cache::{Account, PAGE_CACHE};
+use quire_core::pressure::{Controller, Reader};
 use quire_core::space::SPACE;
 use quire_core::units::ByteCount;
 use quire_core::{mapping, pmap, runtime, sys};
 
 use crate::{courier, errors};
-
-/// Part of the memory that is available at the first mapping; the default budget.
-const DEFAULT_SHARE: u64 = 2;
 
 /// Counters and fault latencies as a dict.
 pub fn counters_dict<'py>(py: Python<'py>, counters: &Counters) -> PyResult<Bound<'py, PyDict>> {
@@ -48,8 +46,7 @@ pub fn set_default_budget() {
 }
 
 fn default_budget() -> ByteCount {
-    let available = sys::memory::available_bytes().unwrap_or(ByteCount(u64::MAX));
-    ByteCount(available.0 / DEFAULT_SHARE)
+    Controller::new(&Reader::new().read(), PAGE_CACHE.account.used()).budget()
 }
 
 /// Sets the process-wide budget in bytes; None is the default, half of the available memory.

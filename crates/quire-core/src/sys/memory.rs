@@ -17,24 +17,6 @@ pub fn page_bytes() -> usize {
     })
 }
 
-/// Memory that can be taken without hurting others: MemAvailable of proc(5), or what the process's
-/// own cgroup leaves, when that is less.
-pub fn available_bytes() -> Option<ByteCount> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    let limit = cgroup_limit().unwrap_or(u64::MAX);
-    Some(ByteCount((kib << 10).min(limit)))
-}
-
-/// The memory limit of the process's cgroup (version 2), where there is one.
-fn cgroup_limit() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?;
-    limit.trim().parse().ok()
-}
-
 /// A range of this process's addresses; plain numbers, so that it can be copied and compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
