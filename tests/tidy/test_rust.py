@@ -20,15 +20,16 @@ LAYERS = (
     ("fault",),
     ("fill",),
     ("load", "pageout"),
+    ("laundry",),
     ("space",),
     ("memory_object",),
     ("page_cache", "pager", "pmap"),
-    ("page", "policy", "readahead", "pressure"),
+    ("page", "policy", "readahead", "pressure", "dirty"),
     ("store", "swap"),
     ("interrupt", "buffers"),
     ("counters",),
     ("sys",),
-    ("units", "errors"),
+    ("units", "errors", "range_set"),
 )
 # A handler thread of `pmap/uffd` calls `fault`; `space` holds the threads that fill (their type
 # only); `runtime` starts what `fault` finds: the three places where a lower layer names an upper.

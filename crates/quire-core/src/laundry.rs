@@ -21,64 +21,12 @@ use crate::page_cache::PAGE_CACHE;
 use crate::pmap::{Tracking, frames::Frames};
 use crate::range_set::RangeSet;
 use crate::space::MapEntry;
-use crate::sys::fork::ForkMutex;
 use crate::sys::memory::Range;
 use crate::units::{ByteCount, ByteOffset, PageIndex};
 
 /// Bytes written at once.
 const WRITE_MAX: u64 = 1 << 20;
-/// Ranges noted since the last sync; more are noted as one that holds them all.
-const NOTED_MAX: usize = 1 << 16;
 const WAIT: Duration = Duration::from_millis(50);
-
-/// What a memory object knows of its pages on their way back.
-#[derive(Default)]
-pub struct Laundry {
-    /// Held over a scan for written pages and the notes made of it.
-    scan: ForkMutex<Leaving>,
-    /// One sync at a time.
-    syncing: ForkMutex<()>,
-    noted: ForkMutex<Noted>,
-}
-
-/// Pages that are being written back by evictions.
-#[derive(Default)]
-struct Leaving(Vec<PageIndex>);
-
-/// Bytes of the store.
-#[derive(Default)]
-struct Noted {
-    /// Written since the last successful sync of the store: not known to be durable.
-    written: RangeSet,
-    /// Written, but the store failed to make them durable: to be written again.
-    lost: RangeSet,
-}
-
-impl Laundry {
-    /// Forgets all, in the child of a fork.
-    ///
-    /// # Safety
-    /// Only in the child of a fork while it has one thread, which is in no call of this object.
-    #[allow(unsafe_code)]
-    pub unsafe fn reset_in_child(&self) {
-        // SAFETY: one thread (contract).
-        unsafe {
-            self.scan.replace_in_child(Leaving::default());
-            self.syncing.replace_in_child(());
-            self.noted.replace_in_child(Noted::default());
-        }
-    }
-
-    fn note_written(&self, span: Span<u64>) {
-        let written = &mut self.noted.lock().written;
-        written.add(span);
-        if written.len() > NOTED_MAX {
-            let start = written.iter().next().map_or(0, |first| first.start);
-            let end = written.iter().last().map_or(0, |last| last.end);
-            written.add(start..end);
-        }
-    }
-}
 
 /// Writes back what is dirty in `within`, bytes of the object, and makes it durable: afterwards the
 /// store holds what the array held at the call.
@@ -86,10 +34,10 @@ impl Laundry {
 /// # Errors
 /// The first failure; what was not written, or not made durable, is written by the next call.
 pub fn sync(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
-    let laundry = &entry.object.laundry;
-    let _one = laundry.syncing.lock();
+    let notes = &entry.object.dirty;
+    let _one = notes.syncing.lock();
     let (dirty, leaving) = {
-        let leaving = laundry.scan.lock();
+        let leaving = notes.scan.lock();
         (find_dirty(entry, within.clone())?, leaving.0.clone())
     };
     rewrite_lost(entry, within)?;
@@ -100,8 +48,8 @@ pub fn sync(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
         }
     }
     count(&entry.object.counters.syncs);
-    let written = std::mem::take(&mut laundry.noted.lock().written);
-    entry.object.pager.sync().inspect_err(|_| laundry.noted.lock().lost.absorb(&written))
+    let written = std::mem::take(&mut notes.noted.lock().written);
+    entry.object.pager.sync().inspect_err(|_| notes.noted.lock().lost.absorb(&written))
 }
 
 /// Bytes that are dirty now, exactly where the kernel says so and by granules elsewhere. Called with
@@ -164,9 +112,9 @@ fn span_of(object: &MemoryObject, page: PageIndex) -> Span<u64> {
 /// written again from what the store still gives.
 fn rewrite_lost(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
     let object = &entry.object;
-    let lost = object.laundry.noted.lock().lost.take(within);
+    let lost = object.dirty.noted.lock().lost.take(within);
     let again = |error| {
-        object.laundry.noted.lock().lost.absorb(&lost);
+        object.dirty.noted.lock().lost.absorb(&lost);
         error
     };
     for span in lost.iter() {
@@ -182,7 +130,7 @@ fn rewrite_lost(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
                 let mut bytes = vec![0; (end - at) as usize];
                 object.pager.get_page(ByteOffset(at), &mut bytes, &object.counters).map_err(again)?;
                 object.pager.put_page(ByteOffset(at), &bytes).map_err(again)?;
-                object.laundry.note_written(at..end);
+                object.dirty.note_written(at..end);
             }
             at = end;
         }
@@ -270,7 +218,7 @@ fn write_held(entry: &MapEntry, span: Span<u64>) -> Result<(), StoreError> {
 fn put(object: &MemoryObject, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
     object.pager.put_page(offset, bytes)?;
     add(&object.counters.written_bytes, bytes.len() as u64);
-    object.laundry.note_written(offset.0..offset.0 + bytes.len() as u64);
+    object.dirty.note_written(offset.0..offset.0 + bytes.len() as u64);
     Ok(())
 }
 
@@ -281,13 +229,13 @@ pub fn evict_claimed(
     mut victims: Vec<(PageIndex, Range)>,
 ) -> (ByteCount, Result<(), StoreError>) {
     victims.sort_unstable_by_key(|(page, _)| *page);
-    let laundry = &entry.object.laundry;
-    laundry.scan.lock().0.extend(victims.iter().map(|(page, _)| *page));
+    let notes = &entry.object.dirty;
+    notes.scan.lock().0.extend(victims.iter().map(|(page, _)| *page));
     let result = match scans(entry) {
         Some(frames) => move_out(entry, frames, &victims),
         None => protect_and_write(entry, &victims),
     };
-    let mut leaving = laundry.scan.lock();
+    let mut leaving = notes.scan.lock();
     leaving.0.retain(|page| victims.binary_search_by_key(page, |(victim, _)| *victim).is_err());
     result
 }
@@ -354,7 +302,7 @@ fn move_out(
     let bytes = |at: Range| unsafe { std::slice::from_raw_parts(at.start as *const u8, at.len) };
     let before: Vec<u64> = victims.iter().map(|(_, range)| xxh64(bytes(*range), 0)).collect();
     let mut result = {
-        let _scan = object.laundry.scan.lock();
+        let _scan = object.dirty.scan.lock();
         runs(victims, |_| true)
             .try_for_each(|run| note_written_pages(entry, frames, whole(&victims[run]), &mut |_| {}))
     };

@@ -13,7 +13,7 @@
 //!   space              map entries by address
 //!   memory_object      pages, pager, account, condition
 //!   page_cache  pager  pmap   budgets; where pages come from; translations
-//!   page  policy  readahead   states; victims; sequences
+//!   page  policy  readahead  dirty   states; victims; sequences; pages on their way back
 //!   pressure           a budget from what the machine has free
 //!   store  swap        bytes; pages that were evicted from memory that has no source
 //!   sys                system calls
@@ -34,6 +34,7 @@
 
 pub mod buffers;
 pub mod counters;
+pub mod dirty;
 pub mod errors;
 pub mod fault;
 pub mod fill;

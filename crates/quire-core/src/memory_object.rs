@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::counters::{Counters, add};
+use crate::dirty::Dirty;
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
-use crate::laundry::Laundry;
 use crate::page::PageTable;
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::StorePager;
@@ -53,7 +53,7 @@ pub struct MemoryObject {
     /// Pages that hold filler or poison.
     pub filler: ForkMutex<Vec<PageIndex>>,
     /// Dirty pages on their way back.
-    pub laundry: Laundry,
+    pub dirty: Dirty,
     /// Bytes of the mapping: the data rounded up to hardware pages.
     pub mapped: ByteCount,
     condition: AtomicU8,
@@ -83,7 +83,7 @@ impl MemoryObject {
             policy: ForkMutex::new(Box::new(Clock::default())),
             readahead: ForkMutex::new(Readahead::default()),
             filler: ForkMutex::new(Vec::new()),
-            laundry: Laundry::default(),
+            dirty: Dirty::default(),
             mapped,
             condition: AtomicU8::new(Condition::Healthy as u8),
             failure: ForkMutex::new(None),
@@ -226,7 +226,7 @@ impl MemoryObject {
             self.policy.replace_in_child(Box::new(Clock::default()));
             self.readahead.replace_in_child(Readahead::default());
             self.filler.replace_in_child(Vec::new());
-            self.laundry.reset_in_child();
+            self.dirty.reset_in_child();
             let failed = self.condition() == Condition::Failed;
             let note = failed.then(|| self.note_for_child());
             self.failure.replace_in_child(note);
