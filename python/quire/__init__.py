@@ -40,11 +40,12 @@ from quire.errors import (
 )
 
 if TYPE_CHECKING:
-    from quire._api import budget, open, set_budget
+    from quire._api import anonymous, budget, empty, mapping_of, open, set_budget
     from quire.mapping import Mapping
     from quire.packing import PackResult, pack
     from quire.stats import Statistics, statistics
     from quire.store.abc import Store
+    from quire.swap import Swap
 
 __all__ = [
     "BudgetError",
@@ -66,10 +67,14 @@ __all__ = [
     "SourceError",
     "Statistics",
     "Store",
+    "Swap",
     "SwapFullError",
     "SyncError",
     "TruncatedError",
+    "anonymous",
     "budget",
+    "empty",
+    "mapping_of",
     "open",
     "pack",
     "set_budget",
@@ -81,7 +86,11 @@ MODULE_OF_NAME = {
     "PackResult": "quire.packing",
     "Statistics": "quire.stats",
     "Store": "quire.store.abc",
+    "Swap": "quire.swap",
+    "anonymous": "quire._api",
     "budget": "quire._api",
+    "empty": "quire._api",
+    "mapping_of": "quire._api",
     "open": "quire._api",
     "pack": "quire.packing",
     "set_budget": "quire._api",

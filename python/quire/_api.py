@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-import os
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quire import _core
 from quire.creation import RawShape, create
 from quire.errors import ChangedError, FormatError, ModeError
-from quire.layout import raw_layout
+from quire.layout import ArrayLayout, raw_layout, require_dtype, require_order, shape_of
 from quire.mapping import Mapping
 from quire.npy import MAGIC, is_npy, read_layout
 from quire.sizes import SizeLike, parse_size
@@ -20,12 +21,22 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from quire.layout import ArrayLayout, Order, ShapeLike
+    from quire.layout import Order, ShapeLike
     from quire.store.resolve import Source
+    from quire.swap import Swap
 
-__all__ = ["RawShape", "budget", "find_layout", "open", "reopen", "set_budget"]
+__all__ = [
+    "anonymous",
+    "budget",
+    "empty",
+    "find_layout",
+    "mapping_of",
+    "open",
+    "reopen",
+    "set_budget",
+]
 
-MODES = ("r", "r+", "w+")
+MODES = ("r", "r+", "w+", "c")
 TIMEOUT_S_MAX = 1 << 31
 RETRIES_MAX = 100
 
@@ -41,6 +52,8 @@ def open(
     budget: SizeLike | None = None,
     granule: SizeLike | None = None,
     pmap: str | None = None,
+    policy: str | None = None,
+    swap: Swap | None = None,
     storage_options: Options[str, object] | None = None,
     timeout: float = 60.0,
     retries: int = 2,
@@ -56,7 +69,8 @@ def open(
             knows); or an object of your own subclass of `quire.Store`.
         mode: as in `numpy.memmap`: "r" maps read-only; "r+" writes back to the source what is
             written to the array, at `Mapping.sync` and when pages are evicted; "w+" makes the file
-            first, of this ``dtype`` and ``shape``, with a header where its name ends in ".npy".
+            first, of this ``dtype`` and ``shape``, with a header where its name ends in ".npy";
+            "c" (copy-on-write) keeps what is written in this mapping, and in its swap file.
         dtype: type of the elements of raw bytes.
         shape: lengths of the array of raw bytes; one may be -1.
         offset: bytes before the first element of raw bytes.
@@ -66,6 +80,9 @@ def open(
         granule: bytes that are read at once; chosen by the source when absent.
         pmap: how pages are made present: "uffd" or "inline"; the environment variable
             `QUIRE_PMAP`, or else the best that works here, when absent (see `quire doctor`).
+        policy: which page goes when the budget is used up: "clock" (when absent), "sieve",
+            "s3fifo", "2q", "fifo" or "lru".
+        swap: where pages that were written in mode "c" go.
         storage_options: for URLs: credentials, endpoint and the like, as in fsspec and obstore.
         timeout: seconds after which a read that has no answer counts as failed.
         retries: further tries of a read that failed in a way that may pass.
@@ -97,7 +114,7 @@ def open(
         storage_options=storage_options,
         budget_bytes=budget_bytes,
         timeout_s=timeout,
-        writable=mode != "r",
+        writable=mode == "r+",
     )
     try:
         _require_writable(resolved.store, mode)
@@ -111,6 +128,8 @@ def open(
             "budget": budget,
             "granule": granule,
             "pmap": pmap,
+            "policy": policy,
+            "swap": swap,
             "storage_options": storage_options,
             "timeout": timeout,
             "retries": retries,
@@ -121,13 +140,112 @@ def open(
             _recipe(resolved, given),
             budget_bytes=budget_bytes,
             granule_bytes=granule_bytes,
-            pmap=pmap or os.environ.get("QUIRE_PMAP") or None,
+            pmap=pmap,
             retries=retries,
             mode=mode,
+            policy=policy,
+            swap=swap,
         )
     except BaseException:
         resolved.store.close()
         raise
+
+
+def anonymous(
+    size: SizeLike,
+    *,
+    budget: SizeLike | None = None,
+    granule: SizeLike | None = None,
+    pmap: str | None = None,
+    policy: str | None = None,
+    swap: Swap | None = None,
+) -> Mapping:
+    """Maps ``size`` bytes of zeroed memory; what exceeds ``budget`` is swapped.
+
+    The size may be larger than the machine's memory. The array of the mapping is one of bytes; see
+    `empty` for one of a shape and dtype. Nothing is inherited by the child of a fork.
+
+    Args:
+        size: bytes, an int or text such as "64 GiB".
+        budget: as in `open`.
+        granule: as in `open`.
+        pmap: as in `open`.
+        policy: as in `open`.
+        swap: where pages go.
+
+    Raises:
+        quire.PmapError, quire.BudgetError, quire.Error: what was asked cannot be had.
+        ValueError, TypeError: an argument is out of range or of the wrong type.
+
+    >>> with anonymous("64 MiB", budget="8 MiB") as mapping:
+    ...     mapping.array[::4096] = 7
+    ...     int(mapping.array.sum())
+    114688
+    """
+    size_bytes = parse_size(size, name="size")
+    layout = raw_layout(size_bytes, "anonymous memory", "u1", None, 0, "C")
+    return _anonymous(layout, budget, granule, pmap, policy, swap)
+
+
+def empty(
+    shape: ShapeLike,
+    dtype: npt.DTypeLike = float,
+    order: Order = "C",
+    *,
+    budget: SizeLike | None = None,
+    granule: SizeLike | None = None,
+    pmap: str | None = None,
+    policy: str | None = None,
+    swap: Swap | None = None,
+) -> np.ndarray[Any, Any]:
+    """An array as of `numpy.empty`, but of zeros, in memory of `anonymous`.
+
+    The memory goes with the array and its views; `mapping_of` gives its mapping.
+
+    >>> array = empty((1024, 1024), "f4", budget="1 MiB")
+    >>> array[:] = 2
+    >>> float(array.sum()), mapping_of(array).budget_bytes
+    (2097152.0, 1048576)
+    """
+    element, lengths = require_dtype(np.dtype(dtype), "anonymous memory"), shape_of(shape)
+    if -1 in lengths:
+        raise ValueError(f"shape {shape!r} needs lengths of at least 0")
+    layout = ArrayLayout(element, lengths, require_order(order), 0, "raw")
+    return _anonymous(layout, budget, granule, pmap, policy, swap).array
+
+
+def _anonymous(
+    layout: ArrayLayout,
+    budget: SizeLike | None,
+    granule: SizeLike | None,
+    pmap: str | None,
+    policy: str | None,
+    swap: Swap | None,
+) -> Mapping:
+    return Mapping(
+        _core.open_zero(layout.size_bytes, "anonymous memory"),
+        layout,
+        budget_bytes=None if budget is None else parse_size(budget, name="budget"),
+        granule_bytes=None if granule is None else parse_size(granule, name="granule"),
+        pmap=pmap,
+        mode="c",
+        policy=policy,
+        swap=swap,
+    )
+
+
+def mapping_of(array: np.ndarray[Any, Any]) -> Mapping:
+    """The mapping whose memory an array, or a view of one, shows.
+
+    Raises:
+        ValueError: it shows other memory.
+    """
+    base: object = array
+    while base is not None and not isinstance(base, Mapping):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is None:
+        raise ValueError("the array is no view of a quire mapping")
+    return base
 
 
 def _require_patience(timeout: float, retries: int) -> None:
@@ -203,7 +321,7 @@ def _recipe(resolved: Resolved, given: dict[str, Any]) -> tuple[Any, ...] | None
 
 
 def _require_writable(store: _core.Store, mode: str) -> None:
-    if mode != "r" and store.read_only is not None:
+    if mode == "r+" and store.read_only is not None:
         raise ModeError(
             f'mode "{mode}" needs a source that can be written, and this one cannot: '
             f'{store.read_only}; open with mode "r" and copy what you want to change',

@@ -17,6 +17,7 @@ __all__ = [
     "open_faulty",
     "open_file",
     "open_memory",
+    "open_zero",
     "open_zstd",
     "page_bytes",
     "probe",
@@ -56,6 +57,11 @@ class MappingBase:
         pmap: str | None = None,
         retries: int = 2,
         mode: str = "r",
+        policy: str | None = None,
+        swap_folder: str | PathLike[str] | None = None,
+        swap_limit_bytes: int | None = None,
+        swap_compression: str = "none",
+        swap_encrypt: bool = False,
     ) -> Self: ...
     @property
     def address(self) -> int: ...
@@ -87,6 +93,7 @@ class MappingBase:
 
 def open_file(path: str | PathLike[str], writable: bool = False) -> Store: ...
 def open_memory(data: bytes, label: str) -> Store: ...
+def open_zero(size: int, label: str) -> Store: ...
 def open_zstd(inner: Store) -> Store: ...
 def open_external(
     argv: list[str],

@@ -7,16 +7,12 @@ import functools
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING
 
 from quire import _core
 
-if TYPE_CHECKING:
-    from quire.mapping import Mapping
-
 __all__ = ["sync_at_exit", "watch_interpreter"]
 
-WRITABLE: weakref.WeakSet[Mapping] = weakref.WeakSet()
+WRITABLE: weakref.WeakSet[_core.MappingBase] = weakref.WeakSet()
 
 
 @functools.cache
@@ -31,7 +27,7 @@ def watch_interpreter() -> None:
     atexit.register(_at_exit)
 
 
-def sync_at_exit(mapping: Mapping) -> None:
+def sync_at_exit(mapping: _core.MappingBase) -> None:
     """Has a writable mapping synced when the interpreter ends, if it lives then."""
     WRITABLE.add(mapping)
 

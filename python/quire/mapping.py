@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from quire._fork import sync_at_exit, watch_interpreter
 from quire.errors import ClosedError, Error, error_of_failure
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
+from quire.swap import Swap
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,11 +60,27 @@ class Mapping(_core.MappingBase):
         pmap: str | None = None,
         retries: int = 2,
         mode: str = "r",
+        policy: str | None = None,
+        swap: Swap | None = None,
     ) -> Self:
         """Maps ``store``; `quire.open` is the way to call it."""
-        self = super().__new__(cls, store, budget_bytes, granule_bytes, pmap, retries, mode)
+        swap = swap or Swap()
+        self = super().__new__(
+            cls,
+            store,
+            budget_bytes,
+            granule_bytes,
+            pmap or os.environ.get("QUIRE_PMAP") or None,
+            retries,
+            mode,
+            policy,
+            swap.folder,
+            None if swap.limit is None else parse_size(swap.limit, name="limit"),
+            swap.compression,
+            swap.encrypt,
+        )
         self._mode = mode
-        if mode != "r":
+        if mode == "r+":
             sync_at_exit(self)
         self._store = store
         self._layout = layout
@@ -109,8 +127,13 @@ class Mapping(_core.MappingBase):
 
     @property
     def mode(self) -> str:
-        """What becomes of writes, as in `numpy.memmap`: "r", "r+"."""
+        """What becomes of writes, as in `numpy.memmap`: "r", "r+", "c"."""
         return self._mode
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes that may be resident; a huge number where only the process-wide budget holds."""
+        return self.statistics().budget_bytes
 
     @property
     def source(self) -> str:

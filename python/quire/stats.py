@@ -31,6 +31,8 @@ class Statistics:
             tables of zstd; part of what is held.
         budget_bytes: what may be held.
         written_bytes: bytes of dirty pages written back.
+        swapped_in_bytes: bytes of pages that came back from swap.
+        swap_bytes, swap_limit_bytes: what the swap file of private pages takes, and may take.
         syncs: times that the store was made durable.
         write_faults: first writes to clean pages that were faults.
         retries: reads that were tried again.
@@ -54,6 +56,9 @@ class Statistics:
     buffer_bytes: int
     budget_bytes: int
     written_bytes: int
+    swapped_in_bytes: int
+    swap_bytes: int
+    swap_limit_bytes: int
     syncs: int
     write_faults: int
     retries: int

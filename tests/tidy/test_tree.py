@@ -23,10 +23,11 @@ FUNCTION_LINES_MAX = 70
 LAYERS = (
     ("tools", "testing"),
     ("_api", "packing"),
+    ("creation",),
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout"),
-    ("sizes", "errors", "_fork"),
+    ("sizes", "errors", "_fork", "swap"),
 )
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import quire
 from quire import _core
-from quire._api import RawShape, find_layout
+from quire._api import find_layout
+from quire.creation import RawShape
 
 
 def mapping_of(store: _core.Store, **options) -> quire.Mapping:

@@ -48,6 +48,7 @@ counters! {
     evictions, "count", "Granules evicted to keep a budget.";
     evicted_bytes, "bytes", "Bytes evicted.";
     written_bytes, "bytes", "Bytes of dirty pages written back.";
+    swapped_in_bytes, "bytes", "Bytes of pages that came back from swap.";
     syncs, "count", "Syncs of the store.";
     write_faults, "count", "First writes to clean pages that were faults.";
     retries, "count", "Reads of the store that were tried again.";

@@ -1,21 +1,24 @@
 //! A mapping: what the interpreter's side holds. Opens a map entry over a store and closes it.
 #![allow(unsafe_code)]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
-use crate::errors::{MapError, StoreError};
+use crate::errors::{MapError, OpenError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::laundry;
-use crate::memory_object::{Condition, MemoryObject};
+use crate::memory_object::{Condition, MemoryObject, Plan};
 use crate::page::PageState;
 use crate::page_cache::{Account, PAGE_CACHE};
-use crate::pager::StorePager;
+use crate::pager::{Pager, swap::SwapPager};
 use crate::pmap::{self, Kind, RunningPmap, Tracking};
+use crate::policy;
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
 use crate::store::Store;
+use crate::swap::{BLOCK_BYTES, Compression, Swap, SwapOptions};
 use crate::sys::fork::ForkCell;
 use crate::sys::lock::Mutex;
 use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
@@ -40,6 +43,8 @@ pub enum Mode {
     ReadOnly,
     /// They go to the store.
     Shared,
+    /// They stay in this mapping, and go to swap.
+    Private,
 }
 
 /// How to map.
@@ -56,6 +61,23 @@ pub struct Options {
     pub pmap: Option<String>,
     /// Further tries of a read that fails in a way that may pass.
     pub retries: u32,
+    /// Name of the replacement policy; CLOCK when absent.
+    pub policy: Option<String>,
+    /// Where private pages go.
+    pub swap: Swapping,
+}
+
+/// How private pages are swapped.
+#[derive(Clone, Debug, Default)]
+pub struct Swapping {
+    /// Folder of the swap file; a temporary one when absent.
+    pub folder: Option<PathBuf>,
+    /// Bytes it may take; enough for all pages when absent.
+    pub limit: Option<ByteCount>,
+    /// How pages are made smaller.
+    pub compression: Compression,
+    /// Whether they are encrypted.
+    pub encrypt: bool,
 }
 
 /// A mapped store; unmapped on drop.
@@ -81,7 +103,11 @@ impl Mapping {
         let budget = options.budget.unwrap_or(PAGE_CACHE.account.budget());
         let granule = granule(&*store, options.granule, budget)?;
         let slow = store.is_slow();
-        let object = MemoryObject::new(StorePager::new(store, options.retries), granule, budget)?;
+        let policy = policy_name(options.policy.as_deref())?;
+        let private = options.mode == Mode::Private;
+        let swap = private.then(|| open_swap(&*store, granule, &options.swap)).transpose()?;
+        let pager = Pager::new(store, granule, swap, options.retries);
+        let object = MemoryObject::new(pager, &Plan { granule, budget, policy })?;
         let (pmap, fill) = runtime::acquire(kind, tracking, slow)?;
         let huge = !writable && may_be_huge(&object);
         let range = match reserve_and_prepare(object.mapped, huge, writable, &*pmap) {
@@ -140,7 +166,8 @@ impl Mapping {
     /// The first failure; what is not durable stays dirty and is written by the next call.
     pub fn sync(&self, within: std::ops::Range<u64>) -> Result<(), StoreError> {
         let Some(entry) = self.entry() else { return Ok(()) };
-        if !entry.writable || !entry.armed.load(Ordering::Acquire) {
+        let shared = entry.writable && entry.object.pager.swap().is_none();
+        if !shared || !entry.armed.load(Ordering::Acquire) {
             return Ok(());
         }
         let _in_flight = entry.object.enter();
@@ -215,7 +242,7 @@ impl Drop for Mapping {
 /// `MapError::Budget` when what the open mappings hold for good, and a load of one, would not fit.
 pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
     let open = SPACE.all();
-    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.store().standing_bytes().0).sum();
+    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.standing_bytes().0).sum();
     let load = open.iter().map(|(entry, _)| 2 * entry.object.load_cost().0).max().unwrap_or(0);
     let least = ByteCount(standing + load);
     if budget < least {
@@ -243,6 +270,38 @@ pub fn process_counters() -> Counters {
 fn may_be_huge(object: &MemoryObject) -> bool {
     let roomy = |account: &Account| object.mapped.0 + object.load_cost().0 <= account.budget().0;
     object.granule >= GRANULE_HUGE_LEAST && roomy(&object.account) && roomy(&PAGE_CACHE.account)
+}
+
+fn policy_name(asked: Option<&str>) -> Result<&'static str, MapError> {
+    let asked = asked.unwrap_or("clock");
+    let known = policy::NAMES.into_iter().find(|name| *name == asked);
+    known.ok_or_else(|| {
+        MapError::Invalid(format!(
+            "there is no replacement policy {asked:?}; there are: {}",
+            policy::NAMES.join(", ")
+        ))
+    })
+}
+
+/// A swap for all pages of a store. Its limit leaves room for the older copy of a page beside the
+/// newer one, and for what encryption adds.
+fn open_swap(store: &dyn Store, granule: ByteCount, swapping: &Swapping) -> Result<SwapPager, MapError> {
+    let mapped = MemoryObject::mapped_bytes(store.size())?;
+    let pages = mapped.pages(granule);
+    let roomy = ByteCount((pages.0 + 64).saturating_mul(granule.0 + 2 * BLOCK_BYTES));
+    let options = SwapOptions {
+        folder: swapping.folder.clone(),
+        limit: swapping.limit.unwrap_or(roomy),
+        compression: swapping.compression,
+        encrypt: swapping.encrypt,
+    };
+    let swap = Swap::open(&options).map_err(|error| match error {
+        OpenError::Io { errno, message } => {
+            MapError::Sys { call: "opening the swap file", errno: errno.unwrap_or(0), message }
+        }
+        OpenError::Format(message) => MapError::Invalid(message),
+    })?;
+    SwapPager::new(swap, pages)
 }
 
 fn reserve_and_prepare(

@@ -11,8 +11,8 @@ use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::page::PageTable;
 use crate::page_cache::{Account, PAGE_CACHE};
-use crate::pager::StorePager;
-use crate::policy::{Policy, clock::Clock};
+use crate::pager::Pager;
+use crate::policy::{self, Policy};
 use crate::readahead::Readahead;
 use crate::sys::fork::ForkMutex;
 use crate::sys::futex;
@@ -32,6 +32,21 @@ pub enum Condition {
     Failed = 2,
 }
 
+/// What a memory object is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Bytes in which pages are filled, installed and evicted.
+    pub granule: ByteCount,
+    /// Bytes that may be resident.
+    pub budget: ByteCount,
+    /// Name of the replacement policy, one of [`policy::NAMES`].
+    pub policy: &'static str,
+}
+
+fn new_policy(name: &str) -> Box<dyn Policy> {
+    policy::by_name(name).expect("the name is one of `policy::NAMES`")
+}
+
 /// Pages, pager, account and condition.
 pub struct MemoryObject {
     /// Unique in the process.
@@ -41,13 +56,15 @@ pub struct MemoryObject {
     /// States of the granules.
     pub pages: PageTable,
     /// Where pages come from.
-    pub pager: StorePager,
+    pub pager: Pager,
     /// What is resident and on its way.
     pub account: Account,
     /// What happened.
     pub counters: Counters,
     /// Which resident page goes next.
     pub policy: ForkMutex<Box<dyn Policy>>,
+    /// Its name.
+    pub policy_name: &'static str,
     /// Which pages to fill ahead.
     pub readahead: ForkMutex<Readahead>,
     /// Pages that hold filler or poison.
@@ -64,23 +81,32 @@ pub struct MemoryObject {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl MemoryObject {
+    /// Bytes of a mapping of `size` bytes: whole hardware pages.
+    ///
+    /// # Errors
+    /// `Invalid` when they are too many for an address space.
+    pub fn mapped_bytes(size: ByteCount) -> Result<ByteCount, MapError> {
+        ByteCount(size.0.max(1)) // no bytes at all take a page of zeros
+            .checked_round_up(ByteCount(page_bytes() as u64))
+            .filter(|mapped| mapped.0 < 1 << 47)
+            .ok_or_else(|| MapError::Invalid(format!("{size} bytes cannot be mapped")))
+    }
+
     /// An object over all of a pager's store, all absent.
     ///
     /// # Errors
     /// `MapError::Budget` when `budget` cannot hold one load, `Invalid` when the store is too large.
-    pub fn new(pager: StorePager, granule: ByteCount, budget: ByteCount) -> Result<Arc<Self>, MapError> {
-        let size = pager.store().size();
-        let mapped = ByteCount(size.0.max(1)) // no bytes at all take a page of zeros
-            .checked_round_up(ByteCount(page_bytes() as u64))
-            .filter(|mapped| mapped.0 < 1 << 47)
-            .ok_or_else(|| MapError::Invalid(format!("{size} bytes cannot be mapped")))?;
+    pub fn new(pager: Pager, plan: &Plan) -> Result<Arc<Self>, MapError> {
+        let Plan { granule, budget, policy } = *plan;
+        let mapped = Self::mapped_bytes(pager.store().size())?;
         let object = MemoryObject {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             granule,
             pages: PageTable::new(mapped.pages(granule))?,
             account: Account::new(budget),
             counters: Counters::default(),
-            policy: ForkMutex::new(Box::new(Clock::default())),
+            policy: ForkMutex::new(new_policy(policy)),
+            policy_name: policy,
             readahead: ForkMutex::new(Readahead::default()),
             filler: ForkMutex::new(Vec::new()),
             dirty: Dirty::default(),
@@ -92,7 +118,7 @@ impl MemoryObject {
         };
         object.check_budget(budget)?;
         object.check_budget(PAGE_CACHE.account.budget())?;
-        let standing = object.pager.store().standing_bytes();
+        let standing = object.pager.standing_bytes();
         if !PAGE_CACHE.try_reserve(&object.account, standing) {
             return Err(MapError::Budget(format!(
                 "the process-wide budget has no room for {standing} bytes of buffers; raise it with set_budget"
@@ -106,7 +132,7 @@ impl MemoryObject {
     /// # Errors
     /// `MapError::Budget`, with what is needed.
     pub fn check_budget(&self, budget: ByteCount) -> Result<(), MapError> {
-        let standing = self.pager.store().standing_bytes();
+        let standing = self.pager.standing_bytes();
         let least = ByteCount(standing.0.saturating_add(self.load_cost().0.saturating_mul(2)));
         if budget >= least {
             return Ok(());
@@ -126,7 +152,7 @@ impl MemoryObject {
     /// As [`MemoryObject::load_cost`], for a load of several pages by one read.
     pub fn run_cost(&self, pages: u64) -> ByteCount {
         let read = ByteCount(pages * self.granule.0);
-        ByteCount(2 * read.0 + self.pager.store().buffer_bytes(read).0)
+        ByteCount(2 * read.0 + self.pager.buffer_bytes(read).0)
     }
 
     /// Pages that the policy knows, in order.
@@ -223,7 +249,7 @@ impl MemoryObject {
     pub unsafe fn reset_in_child(&self) {
         // SAFETY: one thread, in no call of ours (contract): no guard, borrow or page is in use.
         unsafe {
-            self.policy.replace_in_child(Box::new(Clock::default()));
+            self.policy.replace_in_child(new_policy(self.policy_name));
             self.readahead.replace_in_child(Readahead::default());
             self.filler.replace_in_child(Vec::new());
             self.dirty.reset_in_child();
@@ -237,9 +263,10 @@ impl MemoryObject {
         }
         self.in_flight.store(0, Ordering::Relaxed);
         self.account.reset();
-        self.pager.store().after_fork_in_child();
+        // SAFETY: one thread (contract).
+        unsafe { self.pager.after_fork_in_child() };
         // What the process-wide budget could not hold beside this stays uncharged: the parent held it.
-        let _ = PAGE_CACHE.try_reserve(&self.account, self.pager.store().standing_bytes());
+        let _ = PAGE_CACHE.try_reserve(&self.account, self.pager.standing_bytes());
     }
 
     /// The parent's failure may be half-written at fork; the child says what is certain.

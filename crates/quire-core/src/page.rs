@@ -93,7 +93,7 @@ impl PageState {
 }
 
 /// The states of all granules of one memory object.
-pub struct PageTable(LazyWords);
+pub struct PageTable(LazyWords<AtomicU32>);
 
 impl PageTable {
     /// All absent.

@@ -45,7 +45,7 @@ fn make_room(entry: &MapEntry, own: bool, bytes: ByteCount) -> Room {
     }
     // The process is over its budget: who holds most pays first.
     let pages = |entry: &MapEntry| {
-        entry.object.account.used().0.saturating_sub(entry.object.pager.store().standing_bytes().0)
+        entry.object.account.used().0.saturating_sub(entry.object.pager.standing_bytes().0)
     };
     let mut all = SPACE.all();
     all.sort_by_key(|(entry, _)| std::cmp::Reverse(pages(entry)));

@@ -17,6 +17,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     for function in [
         wrap_pyfunction!(store::open_file, m)?,
         wrap_pyfunction!(store::open_memory, m)?,
+        wrap_pyfunction!(store::open_zero, m)?,
         wrap_pyfunction!(store::open_zstd, m)?,
         wrap_pyfunction!(store::open_external, m)?,
         wrap_pyfunction!(store::open_faulty, m)?,

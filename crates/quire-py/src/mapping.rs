@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -9,13 +10,26 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use quire_core::mapping::{Mapping, Mode, Options};
+use quire_core::mapping::{Mapping, Mode, Options, Swapping};
+use quire_core::pager::swap::SwapPager;
 use quire_core::store::Store;
+use quire_core::swap::Compression;
 use quire_core::sys::memory::page_bytes;
 use quire_core::units::ByteCount;
 
 use crate::store::PyStore;
 use crate::{courier, errors, module};
+
+fn compression_of(name: &str) -> PyResult<Compression> {
+    match name {
+        "none" => Ok(Compression::None),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
+        other => {
+            Err(PyValueError::new_err(format!("no compression {other:?}: there are none, lz4 and zstd")))
+        }
+    }
+}
 
 /// A mapped store. Thread-safe.
 #[pyclass(subclass, module = "quire._core", frozen)]
@@ -31,7 +45,9 @@ pub struct MappingBase {
 #[pymethods]
 impl MappingBase {
     #[new]
-    #[pyo3(signature = (store, budget_bytes=None, granule_bytes=None, pmap=None, retries=2, mode="r"))]
+    #[pyo3(signature = (store, budget_bytes=None, granule_bytes=None, pmap=None, retries=2, mode="r", policy=None,
+        swap_folder=None, swap_limit_bytes=None, swap_compression="none", swap_encrypt=false))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python face")]
     fn new(
         py: Python<'_>,
         store: &PyStore,
@@ -40,10 +56,16 @@ impl MappingBase {
         pmap: Option<String>,
         retries: u32,
         mode: &str,
+        policy: Option<String>,
+        swap_folder: Option<PathBuf>,
+        swap_limit_bytes: Option<u64>,
+        swap_compression: &str,
+        swap_encrypt: bool,
     ) -> PyResult<Self> {
         let mode = match mode {
             "r" => Mode::ReadOnly,
             "r+" => Mode::Shared,
+            "c" => Mode::Private,
             other => return Err(PyValueError::new_err(format!("no mode {other:?}"))),
         };
         errors::load_classes(py)?;
@@ -55,6 +77,13 @@ impl MappingBase {
             granule: granule_bytes.map(ByteCount),
             pmap,
             retries,
+            policy,
+            swap: Swapping {
+                folder: swap_folder,
+                limit: swap_limit_bytes.map(ByteCount),
+                compression: compression_of(swap_compression)?,
+                encrypt: swap_encrypt,
+            },
         };
         let store = store.store();
         let below = Arc::clone(&store);
@@ -150,7 +179,10 @@ impl MappingBase {
         let dict = module::counters_dict(py, &object.counters)?;
         module::account_items(&dict, &object.account)?;
         dict.set_item("bytes_fetched", self.store.bytes_fetched())?;
-        dict.set_item("buffer_bytes", self.store.standing_bytes().0)?;
+        dict.set_item("buffer_bytes", object.pager.standing_bytes().0)?;
+        let swap = object.pager.swap().map(SwapPager::swap);
+        dict.set_item("swap_bytes", swap.map_or(0, |swap| swap.used().0))?;
+        dict.set_item("swap_limit_bytes", swap.map_or(0, |swap| swap.limit().0))?;
         Ok(dict)
     }
 

@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use quire_core::counters::{COUNTERS, Counters, RETIRED_FETCHED};
 use quire_core::page_cache::{Account, PAGE_CACHE};
+use quire_core::pager::Pager;
 use quire_core::pressure::{Controller, Reader};
 use quire_core::space::SPACE;
+use quire_core::swap::Swap;
 use quire_core::units::ByteCount;
 use quire_core::{mapping, pmap, runtime, sys};
 
@@ -70,12 +72,15 @@ pub fn statistics(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let dict = counters_dict(py, &mapping::process_counters())?;
     account_items(&dict, &PAGE_CACHE.account)?;
     let entries = SPACE.all();
-    let sum = |of: &dyn Fn(&dyn quire_core::store::Store) -> u64| -> u64 {
-        entries.iter().map(|(entry, _)| of(&**entry.object.pager.store())).sum()
+    let sum = |of: &dyn Fn(&Pager) -> u64| -> u64 {
+        entries.iter().map(|(entry, _)| of(&entry.object.pager)).sum()
     };
     let past = RETIRED_FETCHED.load(Ordering::Relaxed);
-    dict.set_item("bytes_fetched", past + sum(&|store| store.bytes_fetched()))?;
-    dict.set_item("buffer_bytes", sum(&|store| store.standing_bytes().0))?;
+    dict.set_item("bytes_fetched", past + sum(&|pager| pager.store().bytes_fetched()))?;
+    dict.set_item("buffer_bytes", sum(&|pager| pager.standing_bytes().0))?;
+    let swap = |pager: &Pager, of: &dyn Fn(&Swap) -> u64| pager.swap().map_or(0, |pages| of(pages.swap()));
+    dict.set_item("swap_bytes", sum(&|pager| swap(pager, &|swap| swap.used().0)))?;
+    dict.set_item("swap_limit_bytes", sum(&|pager| swap(pager, &|swap| swap.limit().0)))?;
     Ok(dict)
 }
 

@@ -16,6 +16,7 @@ use quire_core::pager::external::{ExternalStore, Facts, Recipe};
 use quire_core::store::faulty::{FaultPlan, FaultyStore, Operation};
 use quire_core::store::file::FileStore;
 use quire_core::store::memory::MemoryStore;
+use quire_core::store::zero::ZeroStore;
 use quire_core::store::zstd::ZstdStore;
 use quire_core::store::{Store, seek_table, zstd};
 use quire_core::units::{ByteCount, ByteOffset};
@@ -163,6 +164,12 @@ pub fn open_file(py: Python<'_>, path: PathBuf, writable: bool) -> PyResult<PySt
 #[pyfunction]
 pub fn open_memory(data: Vec<u8>, label: String) -> PyStore {
     PyStore::new(Arc::new(MemoryStore::new(label, data)), Kind::Memory, None)
+}
+
+/// So many zero bytes: anonymous memory.
+#[pyfunction]
+pub fn open_zero(size: u64, label: String) -> PyStore {
+    PyStore::new(Arc::new(ZeroStore::new(label, ByteCount(size))), Kind::Memory, None)
 }
 
 /// The decompressed bytes of a store in the Zstandard seekable format.

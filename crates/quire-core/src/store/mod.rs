@@ -10,6 +10,7 @@ pub mod faulty;
 pub mod file;
 pub mod memory;
 pub mod seek_table;
+pub mod zero;
 pub mod zstd;
 
 /// Bytes somewhere. Reads and writes may come from any thread at the same time, also from a signal handler

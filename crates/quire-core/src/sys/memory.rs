@@ -1,8 +1,9 @@
 //! Anonymous memory: reserve, protect, discard (mmap(2), madvise(2), process_madvise(2)).
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use crate::errors::MapError;
 use crate::units::ByteCount;
@@ -191,28 +192,34 @@ pub unsafe fn discard(ranges: &[Range]) {
     }
 }
 
-/// An anonymous array of `u32` words that reads zero and takes memory only where it is written;
+/// An atomic integer: all zero bits are a value of it.
+pub trait Word: Sync {}
+impl Word for AtomicU32 {}
+impl Word for AtomicU64 {}
+
+/// An anonymous array of atomic words that reads zero and takes memory only where it is written;
 /// `reset` gives all of it back.
-pub struct LazyWords {
+pub struct LazyWords<W> {
     range: Range,
     words: usize,
+    of: PhantomData<W>,
 }
 
-impl LazyWords {
+impl<W: Word> LazyWords<W> {
     /// Room for `words` words.
     ///
     /// # Errors
     /// As [`reserve`].
     pub fn new(words: usize) -> Result<Self, MapError> {
-        let bytes = (words * 4).max(1).next_multiple_of(page_bytes());
+        let bytes = (words * size_of::<W>()).max(1).next_multiple_of(page_bytes());
         let range = reserve(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
-        Ok(LazyWords { range, words })
+        Ok(LazyWords { range, words, of: PhantomData })
     }
 
     /// All words.
-    pub fn as_slice(&self) -> &[std::sync::atomic::AtomicU32] {
+    pub fn as_slice(&self) -> &[W] {
         // SAFETY: the range is mapped read-write for as long as `self` lives, is page-aligned and
-        // holds `words` 4-byte words, each valid for every bit pattern; atomics allow sharing.
+        // holds `words` words, each valid for every bit pattern (`Word`); atomics allow sharing.
         unsafe { std::slice::from_raw_parts(self.range.start as *const _, self.words) }
     }
 
@@ -226,7 +233,7 @@ impl LazyWords {
     }
 }
 
-impl Drop for LazyWords {
+impl<W> Drop for LazyWords<W> {
     fn drop(&mut self) {
         // SAFETY: own range; `as_slice` borrows end before the drop.
         unsafe { unmap(self.range) }
@@ -292,7 +299,7 @@ mod tests {
 
     #[test]
     fn lazy_words_read_zero_and_reset() {
-        let words = LazyWords::new(1 << 20).unwrap();
+        let words = LazyWords::<AtomicU32>::new(1 << 20).unwrap();
         assert_eq!(words.as_slice()[1 << 19].load(Ordering::Relaxed), 0);
         words.as_slice()[1 << 19].store(5, Ordering::Relaxed);
         // SAFETY: one thread.

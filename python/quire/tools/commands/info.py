@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from quire import _core
-from quire._api import RawShape, find_layout
+from quire._api import find_layout
+from quire.creation import RawShape
 from quire.errors import FormatError
 from quire.layout import ArrayLayout
 from quire.npy import MAGIC, is_npy
