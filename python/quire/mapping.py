@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from quire import _core
 from quire._fork import sync_at_exit, watch_interpreter
 from quire.errors import ClosedError, Error, error_of_failure
+from quire.residency import Pin, bytes_of, in_background
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
 from quire.swap import Swap
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from types import TracebackType
     from typing import Self
 
@@ -183,6 +185,75 @@ class Mapping(_core.MappingBase):
     def flush(self) -> None:
         """`sync` of all, by the name that `numpy.memmap` and `mmap.mmap` have for it."""
         self.sync()
+
+    def prefetch(self, index: object = None) -> Future[None]:
+        """Starts to make a part of the array resident; returns a future that is done when it is.
+
+        ``index`` is what would select the part of `array`, for instance ``numpy.s_[:1000]``; all
+        when absent. A part with gaps counts from its first byte to its last. What does not fit the
+        budget pushes out what came before. The future raises what a touch would have raised.
+
+        Raises:
+            TypeError: the index makes a copy of what it selects.
+
+        >>> import numpy, quire
+        >>> numpy.arange(100_000).tofile("/tmp/quire-example.bin")
+        >>> with quire.open("/tmp/quire-example.bin", dtype="i8") as mapping:
+        ...     mapping.prefetch(numpy.s_[:50_000]).result()
+        ...     bool(mapping.resident(numpy.s_[:50_000]).all())
+        True
+        """
+        _, offset, length = self._part(index)
+        return in_background(lambda: self.populate(offset, length), "quire-prefetch")
+
+    def pin(self, index: object = None) -> Pin:
+        """Makes a part of the array resident and keeps it so; a context manager, see `Pin`.
+
+        Pinned pages are safe for system calls with every pmap: ``file.write``, ``readinto`` and
+        ``socket.send`` find them there. In a writable mapping they count as written.
+
+        Raises:
+            quire.BudgetError: the budget cannot hold what is pinned and pages in flight beside it.
+            quire.PageIOError: a page could not be had.
+            TypeError: the index makes a copy of what it selects.
+
+        >>> import numpy, quire
+        >>> numpy.arange(100_000).tofile("/tmp/quire-example.bin")
+        >>> with quire.open("/tmp/quire-example.bin", dtype="i8") as mapping:
+        ...     with mapping.pin(numpy.s_[:1000]) as part, open("/tmp/quire-copy.bin", "wb") as out:
+        ...         out.write(part.data)
+        8000
+        """
+        part, offset, length = self._part(index)
+        return Pin(self, part, offset, length)
+
+    def evict(self, index: object = None) -> int:
+        """Evicts the pages that lie in a part of the array; returns the bytes freed.
+
+        Dirty pages are written back first; pinned ones stay.
+
+        Raises:
+            quire.SyncError, quire.SwapFullError: a dirty page could not be written; it stays.
+            TypeError: the index makes a copy of what it selects.
+        """
+        _, offset, length = self._part(index)
+        return self.evict_bytes(offset, length)
+
+    def resident(self, index: object = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which granules that hold a part of the array are resident, in order (mincore(2))."""
+        import numpy as np
+
+        whole = np.frombuffer(self.residency(), np.uint8).astype(np.bool_)
+        if index is None:
+            return whole
+        _, offset, length = self._part(index)
+        granule = self.granule_bytes
+        return whole[offset // granule : -(-(offset + length) // granule)]
+
+    def _part(self, index: object) -> tuple[np.ndarray[Any, Any], int, int]:
+        array = self.array
+        part, address, length = bytes_of(array, index)
+        return part, max(address - self.address, 0) if length else 0, length
 
     def statistics(self) -> Statistics:  # type: ignore[override]
         """What was counted of this mapping; also after it failed or was closed."""

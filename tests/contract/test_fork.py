@@ -131,12 +131,12 @@ def test_the_child_counts_for_itself(pmap: str, tmp_path: Path) -> None:
         check(array)
 
         def all_resident() -> bool:
-            return 0 not in _core.MappingBase.resident(mapping)
+            return 0 not in mapping.residency()
 
         wait_until(all_resident, "a page is counted a moment after it can be read")
 
         def look() -> None:
-            assert 1 not in _core.MappingBase.resident(mapping)
+            assert 1 not in mapping.residency()
             check(array)
             assert mapping.statistics().peak_resident_bytes <= 2 << 20
 

@@ -17,6 +17,7 @@ FUNCTION_LINES_MAX = 70
 LAYERS = (
     ("mapping",),
     ("pmap/uffd", "runtime"),
+    ("residency",),
     ("fault",),
     ("fill",),
     ("load", "pageout"),

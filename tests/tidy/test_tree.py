@@ -27,7 +27,7 @@ LAYERS = (
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout"),
-    ("sizes", "errors", "_fork", "swap"),
+    ("sizes", "errors", "_fork", "swap", "residency"),
 )
 
 

@@ -79,7 +79,7 @@ pub fn serve(address: usize, touch: Touch, started_ns: u64, may_wait: bool) {
 
 /// A write to a resident page of a writable mapping, of which it may be the first: the page is dirty
 /// from here on, and open to writes. False when the page was not free to be held.
-fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
+pub fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
     let pages = &entry.object.pages;
     if !pages.claim(page, PageState::Resident, PageState::Held) {
         return false;

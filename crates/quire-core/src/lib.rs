@@ -6,6 +6,7 @@
 //! ```text
 //!   mapping            what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
+//!   residency          pages in, in for good, out, as a program asks
 //!   fault              resolves a fault
 //!   fill               threads that load on nobody's stack
 //!   load  pageout      load pages; evict pages
@@ -52,6 +53,7 @@ pub mod policy;
 pub mod pressure;
 pub mod range_set;
 pub mod readahead;
+pub mod residency;
 pub mod runtime;
 pub mod space;
 pub mod store;

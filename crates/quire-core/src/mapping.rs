@@ -9,12 +9,13 @@ use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
 use crate::errors::{MapError, OpenError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::laundry;
-use crate::memory_object::{Condition, MemoryObject, Plan};
+use crate::memory_object::{Condition, InFlight, MemoryObject, Plan};
 use crate::page::PageState;
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::{Pager, swap::SwapPager};
 use crate::pmap::{self, Kind, RunningPmap, Tracking};
 use crate::policy;
+use crate::residency::{self, PinError};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
 use crate::store::Store;
@@ -181,10 +182,60 @@ impl Mapping {
         failed.then(|| self.object.failure()).flatten()
     }
 
+    /// The entry, in use, while it can be used: not unmapped, and not of the parent of a fork.
+    fn in_use(&self) -> Option<(Arc<MapEntry>, InFlight)> {
+        let entry = self.entry().filter(|entry| entry.armed.load(Ordering::Acquire))?;
+        let in_flight = entry.object.enter();
+        Some((entry, in_flight))
+    }
+
+    /// Has the pages of these bytes resident; see [`residency::populate`].
+    ///
+    /// # Errors
+    /// Why a page could not be had.
+    pub fn populate(&self, span: std::ops::Range<u64>) -> Result<(), StoreError> {
+        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::populate(&entry, span))
+    }
+
+    /// Starts to fill the pages of these bytes and does not wait.
+    pub fn will_need(&self, span: std::ops::Range<u64>) {
+        if let Some((entry, _in_flight)) = self.in_use() {
+            let granule = entry.object.granule.0;
+            let room = entry.object.account.budget().0 / 2 / granule;
+            let pages = residency::pages_of(&entry.object, span);
+            let run = (entry.object.pager.store().run().0.max(1 << 20) / granule).max(1);
+            residency::submit(&entry, pages.start..pages.end.min(pages.start + room), run);
+        }
+    }
+
+    /// Pins the pages of these bytes; see [`residency::pin`].
+    ///
+    /// # Errors
+    /// [`PinError`].
+    pub fn pin(&self, span: std::ops::Range<u64>) -> Result<(), PinError> {
+        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::pin(&entry, span))
+    }
+
+    /// Ends one pin of the same bytes.
+    pub fn unpin(&self, span: std::ops::Range<u64>) {
+        if let Some((entry, _in_flight)) = self.in_use() {
+            residency::unpin(&entry, span);
+        }
+    }
+
+    /// Evicts the pages of these bytes; see [`residency::evict`].
+    ///
+    /// # Errors
+    /// A dirty page could not be written back.
+    pub fn evict(&self, span: std::ops::Range<u64>) -> Result<ByteCount, StoreError> {
+        self.in_use().map_or(Ok(ByteCount(0)), |(entry, _in_flight)| residency::evict(&entry, span))
+    }
+
     /// One byte per granule: 1 resident, 0 not.
     pub fn resident(&self) -> Vec<u8> {
         let pages = &self.object.pages;
-        (0..pages.len() as u64).map(|p| u8::from(pages.state(PageIndex(p)) == PageState::Resident)).collect()
+        let here = |p| matches!(pages.state(PageIndex(p)), PageState::Resident | PageState::Held);
+        (0..pages.len() as u64).map(|p| u8::from(here(p))).collect()
     }
 
     /// Changes the mapping's own budget.

@@ -1,6 +1,7 @@
 //! A memory object: what can be mapped. It owns the states of its pages, knows its pager, keeps
 //! its own account within the page cache, and remembers when it has failed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct MemoryObject {
     pub readahead: ForkMutex<Readahead>,
     /// Pages that hold filler or poison.
     pub filler: ForkMutex<Vec<PageIndex>>,
+    /// How often pages are pinned, those that are.
+    pub pins: ForkMutex<HashMap<PageIndex, u32>>,
     /// Dirty pages on their way back.
     pub dirty: Dirty,
     /// Bytes of the mapping: the data rounded up to hardware pages.
@@ -109,6 +112,7 @@ impl MemoryObject {
             policy_name: policy,
             readahead: ForkMutex::new(Readahead::default()),
             filler: ForkMutex::new(Vec::new()),
+            pins: ForkMutex::default(),
             dirty: Dirty::default(),
             mapped,
             condition: AtomicU8::new(Condition::Healthy as u8),
@@ -253,6 +257,7 @@ impl MemoryObject {
             self.readahead.replace_in_child(Readahead::default());
             self.filler.replace_in_child(Vec::new());
             self.dirty.reset_in_child();
+            self.pins.replace_in_child(HashMap::new());
             let failed = self.condition() == Condition::Failed;
             let note = failed.then(|| self.note_for_child());
             self.failure.replace_in_child(note);

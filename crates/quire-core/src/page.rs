@@ -148,6 +148,12 @@ impl PageTable {
         })
     }
 
+    /// Pins a page that is there; false when it is not.
+    pub fn pin(&self, page: PageIndex) -> bool {
+        use PageState::{Held, Resident};
+        self.update(page, |word| matches!(PageState::of(word), Resident | Held).then_some(word | PINNED))
+    }
+
     /// The owner of a HELD or EVICTING page lets it be resident again, with its flags and `set`.
     pub fn keep(&self, page: PageIndex, set: u32) {
         let word = self.word(page);

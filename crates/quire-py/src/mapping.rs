@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
 use quire_core::pager::swap::SwapPager;
+use quire_core::residency::PinError;
 use quire_core::store::Store;
 use quire_core::swap::Compression;
 use quire_core::sys::memory::page_bytes;
@@ -164,6 +165,37 @@ impl MappingBase {
             .map_err(|error| errors::from_store(py, self.store.label(), &error))
     }
 
+    /// Has the pages of these bytes resident.
+    fn populate(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        py.detach(|| self.mapping.populate(offset..offset.saturating_add(length)))
+            .map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
+    /// Starts to fill the pages of these bytes and does not wait.
+    fn will_need(&self, py: Python<'_>, offset: u64, length: u64) {
+        py.detach(|| self.mapping.will_need(offset..offset.saturating_add(length)));
+    }
+
+    /// Keeps the pages of these bytes resident.
+    fn pin_bytes(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        py.detach(|| self.mapping.pin(offset..offset.saturating_add(length))).map_err(|error| match error {
+            PinError::Map(error) => errors::from_map(py, Some(self.store.label()), &error),
+            PinError::Page(error) => errors::from_store(py, self.store.label(), &error),
+        })
+    }
+
+    /// Ends one `pin_bytes` of the same bytes.
+    fn unpin_bytes(&self, py: Python<'_>, offset: u64, length: u64) {
+        py.detach(|| self.mapping.unpin(offset..offset.saturating_add(length)));
+    }
+
+    /// Evicts the pages of these bytes; returns the bytes freed.
+    fn evict_bytes(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<u64> {
+        py.detach(|| self.mapping.evict(offset..offset.saturating_add(length)))
+            .map(|freed| freed.0)
+            .map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
     /// Unmaps now, or when the last of the buffers exported goes. No Python code runs then: an
     /// asynchronous page error would be raised, and lost, in a callback of the interpreter.
     fn unmap_when_idle(&self, py: Python<'_>) {
@@ -192,7 +224,7 @@ impl MappingBase {
     }
 
     /// One byte per granule: 1 resident, 0 not.
-    fn resident<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+    fn residency<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.mapping.resident())
     }
 

@@ -103,7 +103,7 @@ class Watch:
                 statistics.faults,
             )
         )
-        self.bands.append(banded(self._mapping.resident()))
+        self.bands.append(banded(self._mapping.residency()))
 
     def save(self, path: Path) -> None:
         """Writes the samples as `.npz`.

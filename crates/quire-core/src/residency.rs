@@ -1,0 +1,202 @@
+//! What a program may ask of residency: pages in (`populate`), in for good (`pin`), out (`evict`).
+
+use std::ops::Range as Span;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::counters::add;
+use crate::errors::{MapError, StoreError};
+use crate::fault;
+use crate::fill::{Task, Work};
+use crate::laundry;
+use crate::load;
+use crate::memory_object::MemoryObject;
+use crate::page::{PINNED, PageState};
+use crate::pageout;
+use crate::space::MapEntry;
+use crate::sys::memory::{Range, Touch};
+use crate::sys::thread;
+use crate::units::{ByteCount, PageIndex};
+
+const WAIT: Duration = Duration::from_millis(50);
+/// Bytes asked of the fill threads at once, as a part of the budget.
+const WINDOW_SHARE: u64 = 8;
+/// Pages evicted at once.
+const BATCH: usize = 256;
+
+/// The granules that hold bytes of a span.
+pub fn pages_of(object: &MemoryObject, span: Span<u64>) -> Span<u64> {
+    span.start / object.granule.0..span.end.min(object.mapped.0).div_ceil(object.granule.0)
+}
+
+/// Has the pages of a span resident, by long reads in the fill threads. What does not fit the budget
+/// pushes out what came before.
+///
+/// # Errors
+/// Why a page could not be had; the mapping is then marked as by a touch.
+pub fn populate(entry: &Arc<MapEntry>, span: Span<u64>) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let pages = pages_of(object, span);
+    let granule = object.granule.0;
+    let run = (object.pager.store().run().0.max(1 << 20) / granule).max(1);
+    let window = (object.account.budget().0 / (WINDOW_SHARE * granule)).clamp(1, 64 * run);
+    let mut first = pages.start;
+    while first < pages.end {
+        let end = pages.end.min(first + window);
+        submit(entry, first..end, run);
+        (first..end).try_for_each(|page| bring_in(entry, PageIndex(page), Touch::Read))?;
+        first = end;
+    }
+    Ok(())
+}
+
+/// Hands the absent pages of a span to the fill threads and does not wait for them.
+pub fn submit(entry: &Arc<MapEntry>, pages: Span<u64>, run: u64) {
+    let object = &entry.object;
+    let mut first = pages.start;
+    while first < pages.end && !entry.is_closing() {
+        let end = ((first / run + 1) * run).min(pages.end);
+        let claim = |page: &u64| object.pages.claim(PageIndex(*page), PageState::Absent, PageState::Loading);
+        let count = (first..end).take_while(claim).count() as u64;
+        if count > 0 {
+            let work = Work::Ahead { first: PageIndex(first), count };
+            let in_flight = object.enter();
+            entry.fill.get().submit(Task { entry: Arc::clone(entry), work, in_flight });
+        }
+        first += count.max(1);
+    }
+}
+
+/// Has one page resident, loading it here where nobody else does.
+fn bring_in(entry: &MapEntry, page: PageIndex, touch: Touch) -> Result<(), StoreError> {
+    let pages = &entry.object.pages;
+    loop {
+        match pages.state(page) {
+            PageState::Absent => {
+                if pages.claim(page, PageState::Absent, PageState::Loading) {
+                    load::load(entry, page, touch, thread::now_ns());
+                }
+            }
+            PageState::Resident | PageState::Held => break,
+            PageState::Poisoned => break,
+            state => pages.wait_left(page, state, WAIT),
+        }
+        if entry.object.failure().is_some() {
+            break;
+        }
+    }
+    entry.object.failure().map_or(Ok(()), |failure| Err(failure.error))
+}
+
+/// Keeps the pages of a span resident until [`unpin`], and, in a writable mapping, open to writes: they
+/// are safe for system calls.
+///
+/// # Errors
+/// `Budget` when the budget cannot hold what is pinned and two loads; a page that could not be had.
+pub fn pin(entry: &Arc<MapEntry>, span: Span<u64>) -> Result<(), PinError> {
+    let object = &entry.object;
+    let pages = pages_of(object, span.clone());
+    reserve_pins(entry, pages.clone())?;
+    let mut result = populate_pinned(entry, pages.clone());
+    if result.is_ok() && object.failure().is_some() {
+        result = Err(object.failure().expect("just seen").error);
+    }
+    result.map_err(|error| {
+        unpin(entry, span);
+        PinError::Page(error)
+    })
+}
+
+/// Why pages could not be pinned.
+#[derive(Debug)]
+pub enum PinError {
+    /// They are too many.
+    Map(MapError),
+    /// One could not be had.
+    Page(StoreError),
+}
+
+fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
+    let object = &entry.object;
+    let mut pins = entry.object.pins.lock();
+    let new = pages.clone().filter(|page| !pins.contains_key(&PageIndex(*page))).count() as u64;
+    let pinned = (pins.len() as u64 + new) * object.granule.0;
+    let budget = object.account.budget().0.min(crate::page_cache::PAGE_CACHE.account.budget().0);
+    let least = pinned + 2 * object.load_cost().0 + object.pager.standing_bytes().0;
+    if least > budget {
+        return Err(PinError::Map(MapError::Budget(format!(
+            "{pinned} bytes cannot be pinned within a budget of {budget} bytes: {least} are needed, as pages in \
+             flight must fit beside them; pin less, or raise the budget"
+        ))));
+    }
+    pages.for_each(|page| *pins.entry(PageIndex(page)).or_insert(0) += 1);
+    Ok(())
+}
+
+fn populate_pinned(entry: &Arc<MapEntry>, pages: Span<u64>) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let touch = if entry.writable { Touch::Write } else { Touch::Read };
+    let run = ((1 << 20) / object.granule.0).max(1);
+    submit(entry, pages.clone(), run);
+    for page in pages.map(PageIndex) {
+        while !object.pages.pin(page) {
+            bring_in(entry, page, touch)?;
+        }
+        if entry.writable {
+            while !fault::note_write(entry, page) {
+                object.pages.wait_left(page, PageState::Held, WAIT);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends one [`pin`] of the same span.
+pub fn unpin(entry: &MapEntry, span: Span<u64>) {
+    let mut pins = entry.object.pins.lock();
+    for page in pages_of(&entry.object, span).map(PageIndex) {
+        if let Some(count) = pins.get_mut(&page) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&page);
+                entry.object.pages.mark(page, 0, PINNED);
+            }
+        }
+    }
+}
+
+/// Evicts the pages of a span that lie wholly in it and are not pinned; dirty ones are written back
+/// first. Returns the bytes freed.
+///
+/// # Errors
+/// A page could not be written back; it stays, dirty.
+pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError> {
+    let object = &entry.object;
+    let whole = span.start.div_ceil(object.granule.0)..if span.end >= object.mapped.0 {
+        object.page_count().0
+    } else {
+        span.end / object.granule.0
+    };
+    let mut freed = ByteCount(0);
+    let resident: Vec<PageIndex> =
+        object.resident_pages().into_iter().filter(|page| whole.contains(&page.0)).collect();
+    for batch in resident.chunks(BATCH) {
+        let victims: Vec<(PageIndex, Range)> = batch
+            .iter()
+            .filter(|page| object.pages.claim(**page, PageState::Resident, PageState::Evicting))
+            .map(|page| (*page, entry.page_range(*page)))
+            .collect();
+        object.policy.lock().retain(&mut |page| victims.binary_search_by_key(&page, |v| v.0).is_err());
+        let count = victims.len() as u64;
+        let (bytes, result) = if entry.writable {
+            laundry::evict_claimed(entry, victims)
+        } else {
+            (pageout::remove_claimed(entry, &victims), Ok(()))
+        };
+        freed.0 += bytes.0;
+        add(&object.counters.evictions, count);
+        add(&object.counters.evicted_bytes, bytes.0);
+        result?;
+    }
+    Ok(freed)
+}
