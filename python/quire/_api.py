@@ -281,14 +281,24 @@ def set_budget(budget: SizeLike | None = None) -> None:
     """Sets how many bytes all mappings of this process together may keep resident.
 
     ``budget`` is an int or text such as "2 GiB"; None is the default, half of the memory that is
-    available when the first mapping is made.
+    free when the first mapping is made. "auto" follows, ten times a second, what is free in the
+    machine and in the process's control groups, and gives way when they stall for want of memory
+    (PSI, Documentation/accounting/psi.rst of Linux).
+
+    Raises:
+        quire.BudgetError: it cannot hold what the open mappings need to make progress.
+        ValueError: it is no size.
 
     >>> set_budget("1 GiB")
     >>> budget()
     1073741824
     >>> set_budget(None)
     """
-    _core.set_budget(None if budget is None else parse_size(budget, name="budget"))
+    automatic = budget == "auto"
+    if not automatic:
+        _core.set_automatic_budget(False)
+    _core.set_budget(None if budget is None or automatic else parse_size(budget, name="budget"))
+    _core.set_automatic_budget(automatic)
 
 
 def budget() -> int:

@@ -35,6 +35,7 @@ class Statistics:
         swap_bytes, swap_limit_bytes: what the swap file of private pages takes, and may take.
         syncs: times that the store was made durable.
         write_faults: first writes to clean pages that were faults.
+        daemon_rounds: rounds of the page daemon that found it short of room.
         retries: reads that were tried again.
         errors: pages that could not be had.
     """
@@ -61,6 +62,7 @@ class Statistics:
     swap_limit_bytes: int
     syncs: int
     write_faults: int
+    daemon_rounds: int
     retries: int
     errors: int
 

@@ -17,11 +17,12 @@ FUNCTION_LINES_MAX = 70
 LAYERS = (
     ("mapping",),
     ("pmap/uffd", "runtime"),
+    ("daemon",),
     ("residency",),
     ("fault",),
     ("fill",),
     ("load", "pageout"),
-    ("laundry",),
+    ("laundry", "watermark"),
     ("space",),
     ("memory_object",),
     ("page_cache", "pager", "pmap"),

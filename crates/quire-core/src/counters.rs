@@ -51,6 +51,7 @@ counters! {
     swapped_in_bytes, "bytes", "Bytes of pages that came back from swap.";
     syncs, "count", "Syncs of the store.";
     write_faults, "count", "First writes to clean pages that were faults.";
+    daemon_rounds, "count", "Rounds of the page daemon that found the mapping short of room.";
     retries, "count", "Reads of the store that were tried again.";
     errors, "count", "Pages that could not be filled.";
 }

@@ -6,10 +6,12 @@
 //! ```text
 //!   mapping            what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
+//!   daemon             evicts ahead of need
 //!   residency          pages in, in for good, out, as a program asks
 //!   fault              resolves a fault
 //!   fill               threads that load on nobody's stack
 //!   load  pageout      load pages; evict pages
+//!   watermark          when the daemon is rung
 //!   laundry            writes dirty pages back
 //!   space              map entries by address
 //!   memory_object      pages, pager, account, condition
@@ -35,6 +37,7 @@
 
 pub mod buffers;
 pub mod counters;
+pub mod daemon;
 pub mod dirty;
 pub mod errors;
 pub mod fault;
@@ -60,3 +63,4 @@ pub mod store;
 pub mod swap;
 pub mod sys;
 pub mod units;
+pub mod watermark;

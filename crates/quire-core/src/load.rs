@@ -19,6 +19,7 @@ use crate::space::{MapEntry, SPACE};
 use crate::sys::memory::{self, Range, Touch};
 use crate::sys::thread;
 use crate::units::{ByteCount, PageIndex};
+use crate::watermark;
 
 const FILLER: u8 = 0xFF;
 const INSTALL_TRIES: u32 = 50;
@@ -30,6 +31,7 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
     let cost = object.load_cost();
     let protection = Protection::of(entry, page, touch);
     let filled = pageout::reserve(entry, cost)
+        .inspect(|()| watermark::note_load(entry))
         .inspect_err(|_| PAGE_CACHE.charge(&object.account, cost)) // what shows the error must fit
         .and_then(|()| fill_and_install(entry, page, 1, protection.protected));
     let done = match filled {
@@ -75,6 +77,7 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
         run.for_each(|page| give_up(entry, page));
         return;
     }
+    watermark::note_load(entry);
     let filled = fill_and_install(entry, first, pages, entry.writable);
     if filled.is_err() {
         let ranges: Vec<Range> = run.clone().map(|page| entry.page_range(page)).collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
+use crate::daemon;
 use crate::errors::{MapError, OpenError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::laundry;
@@ -292,10 +293,7 @@ impl Drop for Mapping {
 /// # Errors
 /// `MapError::Budget` when what the open mappings hold for good, and a load of one, would not fit.
 pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
-    let open = SPACE.all();
-    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.standing_bytes().0).sum();
-    let load = open.iter().map(|(entry, _)| 2 * entry.object.load_cost().0).max().unwrap_or(0);
-    let least = ByteCount(standing + load);
+    let least = daemon::least_budget();
     if budget < least {
         return Err(MapError::Budget(format!(
             "a process-wide budget of {budget} bytes cannot hold the open mappings' buffers and pages in \

@@ -12,6 +12,7 @@ use std::sync::{Arc, MutexGuard, Once};
 
 use crate::buffers;
 use crate::counters::RETIRED;
+use crate::daemon::Daemon;
 use crate::errors::MapError;
 use crate::fault;
 use crate::fill::FillPool;
@@ -33,9 +34,10 @@ struct State {
     /// One for each kind and way of noticing writes that is in use.
     pmaps: Vec<Arc<dyn RunningPmap>>,
     fill: Option<Arc<FillPool>>,
+    daemon: Option<Daemon>,
 }
 
-const EMPTY: State = State { users: 0, pmaps: Vec::new(), fill: None };
+const EMPTY: State = State { users: 0, pmaps: Vec::new(), fill: None, daemon: None };
 
 static RUNTIME: ForkMutex<State> = ForkMutex::new(EMPTY);
 static RUNTIME_HELD: HeldGuard<MutexGuard<'static, State>> = HeldGuard::new();
@@ -60,12 +62,15 @@ impl State {
     fn fill(&mut self, slow: bool) -> Result<Arc<FillPool>, MapError> {
         let pool = self.fill.get_or_insert_default();
         let threads = if slow { FILL_SLOW } else { FILL_PER_CPU * thread::allowed_cpus().len() };
-        pool.ensure(threads).map_err(|error| MapError::Sys {
-            call: "pthread_create",
-            errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
-            message: error.to_string(),
-        })?;
+        pool.ensure(threads).map_err(|error| no_thread(&error))?;
         Ok(Arc::clone(pool))
+    }
+
+    fn start_daemon(&mut self) -> Result<(), MapError> {
+        if self.daemon.is_none() {
+            self.daemon = Some(Daemon::start().map_err(|error| no_thread(&error))?);
+        }
+        Ok(())
     }
 
     fn stop_if_unused(&mut self) {
@@ -73,6 +78,9 @@ impl State {
             return;
         }
         let state = std::mem::replace(self, EMPTY);
+        if let Some(daemon) = state.daemon {
+            daemon.stop();
+        }
         if let Some(pool) = state.fill {
             pool.stop();
         }
@@ -92,7 +100,10 @@ pub fn acquire(
 ) -> Result<(Arc<dyn RunningPmap>, Arc<FillPool>), MapError> {
     once_per_process();
     let mut state = RUNTIME.lock();
-    let both = state.pmap(kind, tracking).and_then(|pmap| state.fill(slow).map(|fill| (pmap, fill)));
+    let both = state
+        .pmap(kind, tracking)
+        .and_then(|pmap| state.fill(slow).map(|fill| (pmap, fill)))
+        .and_then(|both| state.start_daemon().map(|()| both));
     if both.is_ok() {
         state.users += 1;
     } else {
@@ -121,6 +132,14 @@ pub fn prepare(range: Range, huge: bool, writable: bool, pmap: &dyn Pmap) -> Res
         let _ = memory::advise(range, advice);
     }
     pmap.enter(range, writable).map_err(|errno| sys_error("UFFDIO_REGISTER", errno))
+}
+
+fn no_thread(error: &std::io::Error) -> MapError {
+    MapError::Sys {
+        call: "pthread_create",
+        errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+        message: error.to_string(),
+    }
 }
 
 fn sys_error(call: &'static str, errno: i32) -> MapError {
@@ -189,6 +208,7 @@ fn rearm_entry(state: &mut State, entry: &MapEntry) -> Result<(), MapError> {
     let (kind, tracking) = (entry.pmap.get().kind(), entry.pmap.get().tracking());
     let pmap = state.pmap(kind, tracking)?;
     let fill = state.fill(entry.object.pager.store().is_slow())?;
+    state.start_daemon()?;
     // SAFETY: our own inaccessible placeholder; the entry is not armed, so under the runtime's
     // lock no other thread uses its cells.
     unsafe {

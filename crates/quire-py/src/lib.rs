@@ -24,6 +24,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
+        wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,
         wrap_pyfunction!(module::statistics, m)?,
         wrap_pyfunction!(module::live_mappings, m)?,

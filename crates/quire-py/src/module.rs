@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use quire_core::counters::{COUNTERS, Counters, RETIRED_FETCHED};
+use quire_core::daemon;
 use quire_core::page_cache::{Account, PAGE_CACHE};
 use quire_core::pager::Pager;
 use quire_core::pressure::{Controller, Reader};
@@ -57,6 +58,12 @@ fn default_budget() -> ByteCount {
 pub fn set_budget(py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
     let budget = budget_bytes.map_or_else(default_budget, ByteCount);
     mapping::set_process_budget(budget).map_err(|error| errors::from_map(py, None, &error))
+}
+
+/// Has the process-wide budget follow what the machine has free, or no longer.
+#[pyfunction]
+pub fn set_automatic_budget(on: bool) {
+    daemon::set_automatic(on);
 }
 
 /// The process-wide budget in bytes.

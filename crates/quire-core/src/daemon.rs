@@ -1,0 +1,153 @@
+//! The page daemon: one thread that evicts, and launders, ahead of need, so that a thread that faults
+//! finds room (as in 4.3BSD and Mach). It is rung when a load leaves less than the low watermark free,
+//! and works until the high watermark is free again. A thread that finds no room all the same evicts
+//! by itself.
+//!
+//! Only mappings that are larger than what they may keep are its business: one that fits is full
+//! without harm.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::counters::count;
+use crate::page_cache::{Account, PAGE_CACHE};
+use crate::pageout;
+use crate::pressure::{Controller, Reader};
+use crate::space::SPACE;
+use crate::sys::lock::Mutex;
+use crate::sys::thread;
+use crate::units::ByteCount;
+use crate::watermark::{BELL, LOW_SHARE, exceeds, is_short};
+
+/// How often an automatic budget looks at the machine.
+const LOOK: Duration = Duration::from_millis(100);
+
+static AUTOMATIC: AtomicBool = AtomicBool::new(false);
+
+/// Has the process-wide budget follow what the machine has free, or no longer.
+pub fn set_automatic(on: bool) {
+    AUTOMATIC.store(on, Ordering::Release);
+    BELL.ring();
+}
+
+/// Whether the process-wide budget is automatic.
+pub fn is_automatic() -> bool {
+    AUTOMATIC.load(Ordering::Acquire)
+}
+
+/// The thread.
+#[derive(Default)]
+pub struct Daemon {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Daemon {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start() -> std::io::Result<Self> {
+        let daemon = Daemon::default();
+        let stop = std::sync::Arc::clone(&daemon.stop);
+        let started = thread::spawn("quire-pageout", move || serve(&stop))?;
+        *daemon.thread.lock() = Some(started);
+        Ok(daemon)
+    }
+
+    /// Ends it and waits for that.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        BELL.ring();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join(); // a panic would have aborted the process
+        }
+    }
+}
+
+fn serve(stop: &AtomicBool) {
+    let mut budget = AutoBudget::default();
+    while !stop.load(Ordering::Acquire) {
+        BELL.hush();
+        if is_automatic() {
+            budget.step();
+        }
+        if !work() && !stop.load(Ordering::Acquire) {
+            let limit = if is_automatic() { LOOK } else { Duration::from_secs(3600) };
+            BELL.wait(limit);
+        }
+    }
+}
+
+/// One round; whether anything was freed and more is to do.
+fn work() -> bool {
+    let mut again = false;
+    let whole = &PAGE_CACHE.account;
+    let over = is_short(whole, LOW_SHARE / 2);
+    let all = SPACE.all();
+    let most = all.iter().map(|(entry, _)| entry.object.account.used().0).max().unwrap_or(0);
+    for (entry, _in_flight) in &all {
+        let own = &entry.object.account;
+        let short = is_short(own, LOW_SHARE / 2) && exceeds(entry, own);
+        // Who holds most pays for a shortage of the process.
+        let pays = over && exceeds(entry, whole) && own.used().0 >= most / 2;
+        if short || pays {
+            let missing = |account: &Account| {
+                let budget = account.budget().0;
+                account.used().0.saturating_sub(budget - budget / (LOW_SHARE / 2))
+            };
+            let target = if short { missing(own) } else { missing(whole) };
+            count(&entry.object.counters.daemon_rounds);
+            let (freed, _) = pageout::evict(entry, ByteCount(target.max(1)));
+            again |= freed.0 > 0 && freed.0 < target;
+        }
+    }
+    again
+}
+
+/// Steps the process-wide budget, at most every [`LOOK`].
+#[derive(Default)]
+struct AutoBudget {
+    running: Option<(Reader, Controller, Instant)>,
+}
+
+impl AutoBudget {
+    fn step(&mut self) {
+        let used = PAGE_CACHE.account.used();
+        let (reader, controller, looked) = self.running.get_or_insert_with(|| {
+            let reader = Reader::new();
+            let controller = Controller::new(&reader.read(), used);
+            (reader, controller, Instant::now())
+        });
+        let elapsed = looked.elapsed();
+        if elapsed < LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        let budget = controller.step(&reader.read(), used, elapsed);
+        PAGE_CACHE.account.set_budget(ByteCount(budget.0.max(least_budget().0)));
+        shrink();
+    }
+}
+
+/// What the open mappings need to make progress.
+pub fn least_budget() -> ByteCount {
+    let open = SPACE.all();
+    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.standing_bytes().0).sum();
+    let load = open.iter().map(|(entry, _)| 2 * entry.object.load_cost().0).max().unwrap_or(0);
+    ByteCount(standing + load)
+}
+
+/// Evicts until the process-wide budget holds, or nothing more can go.
+fn shrink() {
+    let account = &PAGE_CACHE.account;
+    while account.used() > account.budget() {
+        let over = ByteCount(account.used().0 - account.budget().0);
+        let mut all = SPACE.all();
+        all.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.object.account.used()));
+        if !all.iter().any(|(entry, _)| pageout::evict(entry, over).0.0 > 0) {
+            return;
+        }
+    }
+}
