@@ -29,6 +29,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(module::statistics, m)?,
         wrap_pyfunction!(module::live_mappings, m)?,
         wrap_pyfunction!(module::rearm_after_fork, m)?,
+        wrap_pyfunction!(module::keep_fault_handlers, m)?,
         wrap_pyfunction!(module::probe, m)?,
         wrap_pyfunction!(module::page_bytes, m)?,
         wrap_pyfunction!(module::finalize, m)?,

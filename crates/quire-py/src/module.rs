@@ -107,6 +107,12 @@ pub fn rearm_after_fork() -> PyResult<()> {
     Ok(())
 }
 
+/// Puts the fault handlers on top again, if any mapping was ever made.
+#[pyfunction]
+pub fn keep_fault_handlers() {
+    sys::signal::keep_fault_handlers();
+}
+
 /// The pmap ladder as found here, best first.
 #[pyfunction]
 pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
