@@ -196,21 +196,82 @@ fn add_pending_call(call: PendingCall, argument: *mut libc::c_void) {
     }
 }
 
+/// What the program does with SIGINT.
+#[derive(Clone, Copy, PartialEq)]
+enum OnInterrupt {
+    /// Python's own handler raises KeyboardInterrupt, or the program's raised something.
+    Raises,
+    /// The program's handler is running.
+    Runs,
+    /// The program's handler has not raised.
+    Returned,
+}
+
 /// Runs in the main thread after it met filler because of a SIGINT. Python's own handler raises
 /// KeyboardInterrupt there; any other (a program's, asyncio's) need not raise, so the page error is.
+/// Not inside of that handler: pending calls run at its first check, and a handler that is broken
+/// off has not done its work. While it runs the call is made again at every check, so that the
+/// error comes before any other code.
 extern "C" fn interrupted_call(_argument: *mut libc::c_void) -> libc::c_int {
     // SAFETY: pending calls run with the lock held.
     let py = unsafe { Python::assume_attached() };
-    let default = (|| -> PyResult<bool> {
-        let signal = py.import("signal")?;
-        let handler = signal.call_method1("getsignal", (libc::SIGINT,))?;
-        Ok(handler.is(&signal.getattr("default_int_handler")?))
-    })();
-    if default.unwrap_or(false) {
-        errors::forget_pending();
-        return 0;
+    match on_interrupt(py).unwrap_or(OnInterrupt::Returned) {
+        OnInterrupt::Runs => {
+            add_pending_call(interrupted_call, std::ptr::null_mut());
+            0
+        }
+        OnInterrupt::Raises => {
+            errors::forget_pending();
+            load::resume(); // else the next touch might find filler again
+            0
+        }
+        OnInterrupt::Returned => {
+            load::resume();
+            raise_call(FaultCode::Interrupted as usize as *mut _)
+        }
     }
-    raise_call(FaultCode::Interrupted as usize as *mut _)
+}
+
+fn on_interrupt(py: Python<'_>) -> PyResult<OnInterrupt> {
+    let signal = py.import("signal")?;
+    let mut handler = signal.call_method1("getsignal", (libc::SIGINT,))?;
+    if handler.is(&signal.getattr("default_int_handler")?) {
+        return Ok(OnInterrupt::Raises);
+    }
+    // A partial, a method, an object that can be called: down to the function.
+    for inner in ["func", "__func__"] {
+        handler = handler.getattr(inner).unwrap_or(handler);
+    }
+    if !handler.hasattr("__code__")? {
+        handler = handler.get_type().getattr("__call__")?;
+    }
+    let Ok(code) = handler.getattr("__code__") else {
+        return Ok(OnInterrupt::Returned); // a function in C, which no pending call breaks off
+    };
+    let sys = py.import("sys")?;
+    let frame = sys.call_method0("_getframe")?;
+    if chain_has(frame, "f_back", &|frame| Ok(frame.getattr("f_code")?.is(&code)))? {
+        return Ok(OnInterrupt::Runs);
+    }
+    let traceback = sys.call_method0("exc_info")?.get_item(2)?;
+    let passed = |step: &Bound<'_, PyAny>| Ok(step.getattr("tb_frame")?.getattr("f_code")?.is(&code));
+    let raised = chain_has(traceback, "tb_next", &passed)?;
+    Ok(if raised { OnInterrupt::Raises } else { OnInterrupt::Returned })
+}
+
+/// Whether any link of a chain that ends with None satisfies `test`.
+fn chain_has<'py>(
+    mut link: Bound<'py, PyAny>,
+    next: &str,
+    test: &dyn Fn(&Bound<'py, PyAny>) -> PyResult<bool>,
+) -> PyResult<bool> {
+    while !link.is_none() {
+        if test(&link)? {
+            return Ok(true);
+        }
+        link = link.getattr(next)?;
+    }
+    Ok(false)
 }
 
 /// Runs in the main thread at the interpreter's next check; raises what is pending for it. The
