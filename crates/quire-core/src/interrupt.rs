@@ -8,11 +8,11 @@
 //! array ends soon after the key.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::errors::StoreError;
-use crate::sys::signal;
+use crate::sys::{signal, thread};
 
 /// How often a wait looks for an interrupt.
 pub const LOOK: Duration = Duration::from_millis(20);
@@ -44,6 +44,8 @@ pub trait Interpreter: Sync {
 
 static INTERPRETER: OnceLock<&'static dyn Interpreter> = OnceLock::new();
 static PENDING: AtomicBool = AtomicBool::new(false);
+/// When the last interrupt was noted, on the monotonic clock.
+static NOTED_NS: AtomicU64 = AtomicU64::new(0);
 static WATCHERS: AtomicI32 = AtomicI32::new(0);
 
 /// Registers the interpreter, once.
@@ -81,6 +83,7 @@ pub fn watch_again() {
 }
 
 fn note() {
+    NOTED_NS.store(thread::now_ns(), Ordering::Release);
     PENDING.store(true, Ordering::Release);
     if let Some(interpreter) = INTERPRETER.get() {
         interpreter.interrupt_noted();
@@ -92,8 +95,14 @@ pub fn pending() -> bool {
     PENDING.load(Ordering::Acquire)
 }
 
-/// The interpreter acted on the interrupt.
+/// The interpreter acted on the interrupt. Not before all waits have had time to see it: the main
+/// thread may act at once, and the waits of other threads, which it may be about to join, would go
+/// on.
 pub fn clear() {
+    if pending() {
+        let seen_ns = NOTED_NS.load(Ordering::Acquire) + 2 * LOOK.as_nanos() as u64;
+        std::thread::sleep(Duration::from_nanos(seen_ns.saturating_sub(thread::now_ns())));
+    }
     PENDING.store(false, Ordering::Release);
 }
 
