@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -75,15 +76,15 @@ class Child:
             self.process.wait()
         self._join_readers()
 
-    def wait_line(self, line: str, timeout_s: float = TIMEOUT_S) -> None:
-        """Waits until the child has printed ``line``.
+    def wait_line(self, line: str, timeout_s: float = TIMEOUT_S, *, count: int = 1) -> None:
+        """Waits until the child has printed ``line``, ``count`` times.
 
         Raises:
             AssertionError: it has not within ``timeout_s``, or ended without it.
         """
 
         def done() -> bool:
-            return f"{line}\n" in self.lines or self.process.poll() is not None
+            return self.lines.count(f"{line}\n") >= count or self.process.poll() is not None
 
         try:
             wait_until(done, line, timeout_s)
@@ -91,7 +92,7 @@ class Child:
             self._fail(f"no line {line!r} in {timeout_s} s")
         if self.process.poll() is not None:
             self._join_readers()
-            if f"{line}\n" not in self.lines:
+            if self.lines.count(f"{line}\n") < count:
                 self._fail(f"ended without the line {line!r}")
 
     def finish(self, timeout_s: float = TIMEOUT_S) -> Ended:
@@ -131,20 +132,25 @@ def start(
     *arguments: object,
     flags: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
+    stdin: str = "",
 ) -> Child:
     """Starts ``function(*arguments)`` in a new interpreter; the arguments arrive as text.
 
-    ``flags`` are options of the interpreter, ``env`` is added to the environment.
+    ``flags`` are options of the interpreter, ``env`` is added to the environment, ``stdin`` is
+    what it can read.
     """
     words = [sys.executable, *flags, function.__code__.co_filename, function.__name__]
-    process = subprocess.Popen(
-        [*words, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
+    with tempfile.TemporaryFile("w+") as said:
+        said.write(stdin)
+        said.seek(0)
+        process = subprocess.Popen(
+            [*words, *map(str, arguments)],
+            stdin=said,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
     return Child(process)
 
 
@@ -153,10 +159,11 @@ def run(
     *arguments: object,
     flags: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
+    stdin: str = "",
     timeout_s: float = TIMEOUT_S,
 ) -> Ended:
     """Runs ``function(*arguments)`` in a new interpreter to its end; see `start`."""
-    with start(function, *arguments, flags=flags, env=env) as child:
+    with start(function, *arguments, flags=flags, env=env, stdin=stdin) as child:
         return child.finish(timeout_s)
 
 
