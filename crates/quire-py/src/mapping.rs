@@ -10,6 +10,7 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use quire_core::errors::MapError;
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
 use quire_core::pager::swap::SwapPager;
 use quire_core::residency::PinError;
@@ -88,7 +89,11 @@ impl MappingBase {
         };
         let store = store.store();
         let below = Arc::clone(&store);
-        courier::enter()?;
+        courier::enter().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+            let refused = MapError::Sys { call: "a thread", errno, message: error.to_string() };
+            errors::from_map(py, Some(store.label()), &refused)
+        })?;
         let opened = py.detach(|| Mapping::open(below, &options).inspect_err(|_| courier::leave()));
         let mapping = opened.map_err(|error| errors::from_map(py, Some(store.label()), &error))?;
         Ok(MappingBase {
