@@ -45,15 +45,40 @@ pub fn now_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Map entries that must be free before a thread is started. It takes some for its stack, and some
+/// when it first allocates (thread-local data, an arena of malloc); refused those, glibc ends the
+/// process. Threads started just before may still have to take theirs.
+const MAP_ENTRIES_LEAST: usize = 32;
+
 /// Starts a named thread with every signal blocked: signals are the program's, not ours.
 ///
 /// # Errors
 /// When the system has no room for another thread.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    check_map_entries()?;
     let blocked = block_all_signals();
     let thread = std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body);
     restore_signals(&blocked);
     thread
+}
+
+/// Takes map entries and gives them back: pages of alternating protection have one each.
+fn check_map_entries() -> std::io::Result<()> {
+    let page = super::memory::page_bytes();
+    let len = MAP_ENTRIES_LEAST * page;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping of no access, which nothing else refers to and which goes again.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
+        if start == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let odd = (0..MAP_ENTRIES_LEAST).filter(|index| index % 2 == 1);
+        let split = |index: usize| libc::mprotect(start.byte_add(index * page), page, libc::PROT_READ) == 0;
+        let error = (!odd.into_iter().all(split)).then(std::io::Error::last_os_error);
+        libc::munmap(start, len);
+        error.map_or(Ok(()), Err)
+    }
 }
 
 fn block_all_signals() -> libc::sigset_t {
