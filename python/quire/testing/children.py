@@ -29,6 +29,7 @@ __all__ = ["Child", "Ended", "in_fork", "main", "run", "start"]
 
 TIMEOUT_S = 60.0
 STACKS_TIMEOUT_S = 5.0
+IDLE_LOOKS = 40
 STACKS_SIGNAL = signal.SIGUSR2
 
 
@@ -94,6 +95,21 @@ class Child:
             self._join_readers()
             if self.lines.count(f"{line}\n") < count:
                 self._fail(f"ended without the line {line!r}")
+
+    def wait_idle(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Waits until the process has come to a halt: for a while it has used no processor time.
+
+        Raises:
+            TimeoutError: it has not within ``timeout_s``.
+        """
+        used: list[str] = []
+
+        def halted() -> bool:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+            used.append(" ".join(stat.rpartition(")")[2].split()[11:13]))  # utime and stime
+            return len(used) > IDLE_LOOKS and used[-1] == used[-IDLE_LOOKS]
+
+        wait_until(halted, "the process comes to a halt", timeout_s)
 
     def finish(self, timeout_s: float = TIMEOUT_S) -> Ended:
         """Waits for the end.
