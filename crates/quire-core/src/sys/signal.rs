@@ -197,22 +197,25 @@ fn last_fault(context: *mut libc::c_void) -> Option<usize> {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn last_fault(_context: *mut libc::c_void) -> Option<usize> {
-    Some(0) // not known: as if there were a fault behind every raised signal
+    None // not known: as if there were no fault behind any raised signal
 }
 
-/// Whether the page of an address is in memory (mincore(2)).
-fn is_present(address: usize) -> bool {
+/// Whether the page of an address is in memory (mincore(2)); `None` where nothing is mapped.
+fn is_present(address: usize) -> Option<bool> {
     let start = address / page_bytes() * page_bytes();
     let mut present = 0u8;
     // SAFETY: one byte for one page; an address that is not mapped is an error.
-    let known = unsafe { libc::mincore(start as *mut _, page_bytes(), &raw mut present) } == 0;
-    known && present & 1 != 0
+    let rc = unsafe { libc::mincore(start as *mut _, page_bytes(), &raw mut present) };
+    (rc == 0).then_some(present & 1 != 0)
 }
 
-/// Whether a raised signal stands for a fault that will come again, rather than for a signal that
-/// was sent: there was a fault that ours has not seen, or its page is not there (any more).
+/// Whether a raised signal stands for a fault that will come again and may be ours, rather than for
+/// a signal that was sent: there was a fault that ours has not seen, or its page is not there (any
+/// more). What the kernel shows may be of the program that this process ran before execve(2), hence
+/// the look whether anything is mapped there.
 fn fault_behind(context: *mut libc::c_void) -> bool {
-    last_fault(context).is_some_and(|address| address != SEEN.get() || !is_present(address))
+    last_fault(context)
+        .is_some_and(|address| is_present(address).is_some_and(|present| !present || address != SEEN.get()))
 }
 
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
