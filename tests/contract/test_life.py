@@ -48,7 +48,7 @@ def map_file(path: Path, pmap: str) -> quire.Mapping:
 
 def resident(mapping: quire.Mapping) -> list[int]:
     """Numbers of the resident granules."""
-    return [number for number, is_in in enumerate(_core.MappingBase.resident(mapping)) if is_in]
+    return [number for number, is_in in enumerate(mapping.residency()) if is_in]
 
 
 def wait_settled(mapping: quire.Mapping) -> list[int]:
