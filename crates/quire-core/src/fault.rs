@@ -85,6 +85,8 @@ pub fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
         return false;
     }
     count(&entry.object.counters.write_faults);
+    // Before it is open: the thread may write, and call sync, before the page is let go.
+    pages.mark(page, DIRTY, 0);
     // Fails where the process has no map entry left (mprotect): the write faults again, and by then
     // pages that were evicted have given some back.
     let opened = entry.pmap.get().protect(entry.page_range(page), false);

@@ -15,6 +15,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::counters::{add, count};
 use crate::errors::StoreError;
+use crate::load;
 use crate::memory_object::MemoryObject;
 use crate::page::{BAD, DIRTY, PageState};
 use crate::page_cache::PAGE_CACHE;
@@ -36,34 +37,34 @@ const WAIT: Duration = Duration::from_millis(50);
 pub fn sync(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
     let notes = &entry.object.dirty;
     let _one = notes.syncing.lock();
-    let (dirty, leaving) = {
+    let dirty = {
         let leaving = notes.scan.lock();
-        (find_dirty(entry, within.clone())?, leaving.0.clone())
+        find_dirty(entry, &leaving.0, within.clone())?
     };
     rewrite_lost(entry, within)?;
     write_back(entry, &dirty)?;
-    for page in leaving {
-        while entry.object.pages.state(page) == PageState::Evicting {
-            entry.object.pages.wait_left(page, PageState::Evicting, WAIT);
-        }
-    }
     count(&entry.object.counters.syncs);
     let written = std::mem::take(&mut notes.noted.lock().written);
-    entry.object.pager.sync().inspect_err(|_| notes.noted.lock().lost.absorb(&written))
+    entry.object.pager.sync().inspect_err(|_| {
+        let mut noted = notes.noted.lock();
+        let meanwhile = std::mem::take(&mut noted.written);
+        noted.lost.absorb(&written);
+        noted.lost.absorb(&meanwhile);
+    })
 }
 
-/// Bytes that are dirty now, exactly where the kernel says so and by granules elsewhere. Called with
-/// the scan lock held.
-fn find_dirty(entry: &MapEntry, within: Span<u64>) -> Result<RangeSet, StoreError> {
+/// Bytes that are dirty now, exactly where the kernel says so and by granules elsewhere; `leaving`
+/// are taken to be: an eviction may yet find them so, and fail. Called with the scan lock held.
+fn find_dirty(entry: &MapEntry, leaving: &[PageIndex], within: Span<u64>) -> Result<RangeSet, StoreError> {
     let object = &entry.object;
     let mut dirty = RangeSet::default();
     let first = within.start / object.granule.0;
     let last = within.end.div_ceil(object.granule.0);
-    for page in object.resident_pages() {
-        if (first..last).contains(&page.0) && object.pages.has(page, DIRTY) {
-            dirty.add(span_of(object, page));
-        }
-    }
+    // All states: a page can be written before the fault that opened it is over, and is not in the
+    // policy's list while it is loaded or evicted.
+    let marked = (first..last).map(PageIndex).filter(|page| object.pages.has(*page, DIRTY));
+    let leaving = leaving.iter().copied().filter(|page| (first..last).contains(&page.0));
+    marked.chain(leaving).for_each(|page| dirty.add(span_of(object, page)));
     if let Some(frames) = scans(entry) {
         let start = (first * object.granule.0) as usize;
         let end = (last * object.granule.0).min(object.mapped.0) as usize;
@@ -122,42 +123,65 @@ fn rewrite_lost(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
         while at < span.end {
             let page = ByteOffset(at).page(object.granule);
             let end = span.end.min(span_of(object, page).end);
-            if hold(entry, page) {
-                let written = write_held(entry, at..end);
-                object.pages.keep(page, if written.is_ok() { 0 } else { DIRTY });
-                written.map_err(again)?;
-            } else {
-                let mut bytes = vec![0; (end - at) as usize];
-                object.pager.get_page(ByteOffset(at), &mut bytes, &object.counters).map_err(again)?;
-                object.pager.put_page(ByteOffset(at), &bytes).map_err(again)?;
-                object.dirty.note_written(at..end);
-            }
+            rewrite(entry, page, at..end).map_err(again)?;
             at = end;
         }
     }
     Ok(())
 }
 
+fn rewrite(entry: &MapEntry, page: PageIndex, span: Span<u64>) -> Result<(), StoreError> {
+    let pages = &entry.object.pages;
+    loop {
+        if hold(entry, page) {
+            let written = write_held(entry, span);
+            pages.keep(page, if written.is_ok() { 0 } else { DIRTY });
+            return written;
+        }
+        // Nobody may load, change and evict it between the read and the write.
+        if pages.claim(page, PageState::Absent, PageState::Loading) {
+            let written = rewrite_absent(&entry.object, span);
+            load::give_up(entry, page);
+            return written;
+        }
+        if pages.has(page, BAD) || pages.state(page) == PageState::Poisoned {
+            return rewrite_absent(&entry.object, span);
+        }
+    }
+}
+
+fn rewrite_absent(object: &MemoryObject, span: Span<u64>) -> Result<(), StoreError> {
+    let mut bytes = vec![0; (span.end - span.start) as usize];
+    object.pager.get_page(ByteOffset(span.start), &mut bytes, &object.counters)?;
+    put(object, ByteOffset(span.start), &bytes)
+}
+
 /// Writes spans back, in order and in long runs. Pages that are gone were written when they went.
 fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
     let object = &entry.object;
     let granule = object.granule.0;
-    for span in dirty.iter() {
+    let mut spans = dirty.iter().peekable();
+    while let Some(span) = spans.next() {
+        // What is dirty still in the last granule of the span.
+        let next = spans.peek().map(|next| next.start / granule);
         let mut at = span.start;
         while at < span.end {
             let first = at / granule;
             let limit = span.end.min((at + WRITE_MAX).next_multiple_of(granule));
-            let held =
-                (first..limit.div_ceil(granule)).take_while(|page| hold(entry, PageIndex(*page))).count();
-            if held == 0 {
+            if !hold(entry, PageIndex(first)) {
                 at = (first + 1) * granule;
                 continue;
             }
-            let pages = first..first + held as u64;
+            // Without waiting: the load of a page may wait for room that held pages take.
+            let more =
+                (first + 1..limit.div_ceil(granule)).take_while(|page| try_hold(entry, PageIndex(*page)));
+            let pages = first..first + 1 + more.count() as u64;
             let end = limit.min(pages.end * granule);
             let written = protect_held(entry, pages.clone()).and_then(|()| write_held(entry, at..end));
-            let after = if written.is_ok() { 0 } else { DIRTY };
-            pages.for_each(|page| object.pages.keep(PageIndex(page), after));
+            for page in pages {
+                let clean = written.is_ok() && next != Some(page);
+                object.pages.keep(PageIndex(page), if clean { 0 } else { DIRTY });
+            }
             written?;
             at = end;
         }
@@ -172,7 +196,7 @@ fn hold(entry: &MapEntry, page: PageIndex) -> bool {
         match pages.state(page) {
             PageState::Resident if pages.has(page, BAD) => return false,
             PageState::Resident => {
-                if pages.claim(page, PageState::Resident, PageState::Held) {
+                if try_hold(entry, page) {
                     return true;
                 }
             }
@@ -183,6 +207,11 @@ fn hold(entry: &MapEntry, page: PageIndex) -> bool {
             PageState::Absent | PageState::Poisoned => return false,
         }
     }
+}
+
+fn try_hold(entry: &MapEntry, page: PageIndex) -> bool {
+    let pages = &entry.object.pages;
+    !pages.has(page, BAD) && pages.claim(page, PageState::Resident, PageState::Held)
 }
 
 /// From here on a write to these held pages is noticed anew.
@@ -215,10 +244,14 @@ fn write_held(entry: &MapEntry, span: Span<u64>) -> Result<(), StoreError> {
     put(&entry.object, ByteOffset(span.start), bytes)
 }
 
+/// Writes, and notes it before and after: a sync of the store that fails meanwhile may have lost it,
+/// and one that succeeds may have come too early.
 fn put(object: &MemoryObject, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
+    let span = offset.0..offset.0 + bytes.len() as u64;
+    object.dirty.note_written(span.clone());
     object.pager.put_page(offset, bytes)?;
     add(&object.counters.written_bytes, bytes.len() as u64);
-    object.dirty.note_written(offset.0..offset.0 + bytes.len() as u64);
+    object.dirty.note_written(span);
     Ok(())
 }
 

@@ -33,13 +33,21 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
     let filled = pageout::reserve(entry, cost)
         .inspect(|()| watermark::note_load(entry))
         .inspect_err(|_| PAGE_CACHE.charge(&object.account, cost)) // what shows the error must fit
-        .and_then(|()| fill_and_install(entry, page, 1, protection.protected));
+        .and_then(|()| {
+            // Before it is open to writes: the thread may have written, and called sync, before the
+            // page is counted as resident.
+            object.pages.mark(page, protection.flags & DIRTY, 0);
+            fill_and_install(entry, page, 1, protection.protected)
+        });
     let done = match filled {
         Ok(()) => {
             finish_filled(entry, page, REFERENCED | protection.flags, cost);
             true
         }
-        Err(error) => cannot_fill(entry, page, error, cost),
+        Err(error) => {
+            object.pages.mark(page, 0, DIRTY);
+            cannot_fill(entry, page, error, cost)
+        }
     };
     count(&object.counters.faults);
     object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
@@ -198,7 +206,7 @@ fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount)
 }
 
 /// Moves a page whose load is not going to happen back to ABSENT; who waits for it tries itself.
-fn give_up(entry: &MapEntry, page: PageIndex) {
+pub fn give_up(entry: &MapEntry, page: PageIndex) {
     entry.object.pages.finish(page, PageState::Absent, 0);
     entry.pmap.get().wake(entry.page_range(page));
 }
