@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quire import _core
 from quire._fork import sync_at_exit, watch_interpreter
-from quire.errors import ClosedError, Error, error_of_failure
+from quire.errors import ClosedError, Error, ModeError, error_of_failure
 from quire.residency import Pin, bytes_of, in_background
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     import numpy as np
+    from typing_extensions import Buffer
 
     from quire.layout import ArrayLayout, Order
 
@@ -185,6 +186,48 @@ class Mapping(_core.MappingBase):
     def flush(self) -> None:
         """`sync` of all, by the name that `numpy.memmap` and `mmap.mmap` have for it."""
         self.sync()
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Copies ``length`` bytes of the source from ``offset`` on, or all to its end.
+
+        Works with every pmap, also with "soft", which has no array.
+
+        Raises:
+            quire.PageIOError: a page could not be had; it is raised here and now.
+            ValueError: they do not lie in the source.
+        """
+        left = self.size_bytes - offset
+        buffer = bytearray(left if length is None else length)
+        self.readinto(buffer, offset)
+        return bytes(buffer)
+
+    def readinto(self, buffer: Buffer, offset: int = 0) -> int:
+        """Copies bytes from ``offset`` on into a buffer in other memory; returns how many.
+
+        Raises:
+            quire.PageIOError, ValueError: as `read`.
+            BufferError: it is read-only or not contiguous.
+        """
+        view = memoryview(buffer).cast("B")
+        self.read_bytes(offset, view)
+        return len(view)
+
+    def write(self, data: Buffer, offset: int = 0) -> int:
+        """Copies bytes into the mapping from ``offset`` on; returns how many.
+
+        They are written back as what is written to the array is.
+
+        Raises:
+            quire.ModeError: the mapping is read-only.
+            quire.PageIOError, ValueError: as `read`.
+        """
+        if not self.writable:
+            raise ModeError(
+                'a write to a mapping of mode "r": open it with "r+"', source=self.source
+            )
+        view = memoryview(data).cast("B")
+        self.write_bytes(offset, view)
+        return len(view)
 
     def prefetch(self, index: object = None) -> Future[None]:
         """Starts to make a part of the array resident; returns a future that is done when it is.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counters::{Counters, RETIRED, RETIRED_FETCHED, add};
 use crate::daemon;
-use crate::errors::{MapError, OpenError, StoreError};
+use crate::errors::{FaultCode, MapError, OpenError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::laundry;
 use crate::memory_object::{Condition, InFlight, MemoryObject, Plan};
@@ -24,7 +24,7 @@ use crate::swap::{BLOCK_BYTES, Compression, Swap, SwapOptions};
 use crate::sys::fork::ForkCell;
 use crate::sys::lock::Mutex;
 use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
-use crate::units::{ByteCount, PageIndex};
+use crate::units::{ByteCount, ByteOffset, PageIndex};
 
 /// Granule of stores that read any length equally well, and of remote ones, where a request costs
 /// as much as many bytes. Chosen by `bench/granule.py`.
@@ -190,6 +190,24 @@ impl Mapping {
         Some((entry, in_flight))
     }
 
+    /// Copies bytes of the mapping; see [`residency::read`].
+    ///
+    /// # Errors
+    /// Why a page could not be had.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let Some((entry, _in_flight)) = self.in_use() else { return Err(not_here(offset)) };
+        residency::read(&entry, offset, buf)
+    }
+
+    /// Copies bytes into the mapping; see [`residency::write`].
+    ///
+    /// # Errors
+    /// Why a page could not be had.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let Some((entry, _in_flight)) = self.in_use() else { return Err(not_here(offset)) };
+        residency::write(&entry, offset, bytes)
+    }
+
     /// Has the pages of these bytes resident; see [`residency::populate`].
     ///
     /// # Errors
@@ -319,6 +337,11 @@ pub fn process_counters() -> Counters {
 fn may_be_huge(object: &MemoryObject) -> bool {
     let roomy = |account: &Account| object.mapped.0 + object.load_cost().0 <= account.budget().0;
     object.granule >= GRANULE_HUGE_LEAST && roomy(&object.account) && roomy(&PAGE_CACHE.account)
+}
+
+fn not_here(offset: u64) -> StoreError {
+    let message = "the mapping is closed, or belongs to the parent of this process: open it again";
+    StoreError::new(FaultCode::Closed, ByteOffset(offset), message)
 }
 
 fn policy_name(asked: Option<&str>) -> Result<&'static str, MapError> {

@@ -1,4 +1,5 @@
-//! What a program may ask of residency: pages in (`populate`), in for good (`pin`), out (`evict`).
+//! What a program may ask of pages by calls: in (`populate`), in for good (`pin`), out (`evict`), and
+//! their bytes (`read`, `write`).
 
 use std::ops::Range as Span;
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use crate::fill::{Task, Work};
 use crate::laundry;
 use crate::load;
 use crate::memory_object::MemoryObject;
-use crate::page::{PINNED, PageState};
+use crate::page::{DIRTY, PINNED, PageState, REFERENCED};
 use crate::pageout;
+use crate::pmap::Tracking;
 use crate::space::MapEntry;
 use crate::sys::memory::{Range, Touch};
 use crate::sys::thread;
-use crate::units::{ByteCount, PageIndex};
+use crate::units::{ByteCount, ByteOffset, PageIndex};
 
 const WAIT: Duration = Duration::from_millis(50);
 /// Bytes asked of the fill threads at once, as a part of the budget.
@@ -199,4 +201,72 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
         result?;
     }
     Ok(freed)
+}
+
+/// Copies bytes of the mapping to `buf`, without a touch of its addresses that could fault.
+///
+/// # Errors
+/// Why a page could not be had.
+pub fn read(entry: &MapEntry, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+    each_page(entry, offset, buf.len(), Touch::Read, &mut |at, bytes| {
+        buf[at..at + bytes.len()].copy_from_slice(bytes);
+    })
+}
+
+/// Copies `bytes` into a writable mapping, without a touch of its addresses that could fault.
+///
+/// # Errors
+/// Why a page could not be had.
+pub fn write(entry: &MapEntry, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    each_page(entry, offset, bytes.len(), Touch::Write, &mut |at, into| {
+        into.copy_from_slice(&bytes[at..at + into.len()]);
+    })
+}
+
+/// Calls `copy` with the bytes of each page in turn, and where they begin in the whole.
+#[allow(unsafe_code)]
+fn each_page(
+    entry: &MapEntry,
+    offset: u64,
+    len: usize,
+    touch: Touch,
+    copy: &mut dyn FnMut(usize, &mut [u8]),
+) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let end = offset + len as u64;
+    let mut at = offset;
+    while at < end {
+        let page = ByteOffset(at).page(object.granule);
+        let stop = end.min((page.0 + 1) * object.granule.0);
+        hold(entry, page, touch)?;
+        let start = entry.range.start + at as usize;
+        // SAFETY: bytes of a page that is present and stays while it is held, and is open to writes
+        // where the touch is one. Other threads may use them, as they may use an array's.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, (stop - at) as usize) };
+        copy((at - offset) as usize, bytes);
+        object.pages.keep(page, REFERENCED);
+        at = stop;
+    }
+    Ok(())
+}
+
+/// Has a page resident and takes it, open to writes where it is to be written.
+fn hold(entry: &MapEntry, page: PageIndex, touch: Touch) -> Result<(), StoreError> {
+    let pages = &entry.object.pages;
+    loop {
+        bring_in(entry, page, touch)?;
+        if pages.claim(page, PageState::Resident, PageState::Held) {
+            break;
+        }
+        pages.wait_left(page, PageState::Held, WAIT);
+    }
+    if touch == Touch::Write && entry.pmap.get().tracking() != Tracking::WpAsync {
+        pages.mark(page, DIRTY, 0);
+        if let Err(errno) = entry.pmap.get().protect(entry.page_range(page), false) {
+            pages.keep(page, 0);
+            let error = std::io::Error::from_raw_os_error(errno);
+            return Err(StoreError::from_io(page.offset(entry.object.granule), "opening a page", &error));
+        }
+    }
+    Ok(())
 }

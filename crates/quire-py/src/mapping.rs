@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -32,6 +33,9 @@ fn compression_of(name: &str) -> PyResult<Compression> {
         }
     }
 }
+
+/// Bytes that `read_bytes` and `write_bytes` copy at once.
+const COPY_BYTES: usize = 256 << 10;
 
 /// A mapped store. Thread-safe.
 #[pyclass(subclass, module = "quire._core", frozen)]
@@ -176,6 +180,45 @@ impl MappingBase {
             .map_err(|error| errors::from_store(py, self.store.label(), &error))
     }
 
+    /// Copies bytes of the mapping into a buffer of the caller's, which must lie in other memory.
+    fn read_bytes(&self, py: Python<'_>, offset: u64, buffer: PyBuffer<u8>) -> PyResult<()> {
+        let part = self.require_inside(offset, buffer.len_bytes())?;
+        if buffer.readonly() || !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("a buffer to read into is writable and contiguous"));
+        }
+        // SAFETY: the buffer is held, writable and contiguous; its owner may use it meanwhile, as with
+        // every `readinto`.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast(), part) };
+        // By way of a buffer of our own: the caller's may be another mapping, whose pages must not be
+        // waited for while a page of this one is held.
+        let copied = py.detach(|| {
+            let mut between = vec![0; part.min(COPY_BYTES)];
+            (offset..).step_by(COPY_BYTES).zip(bytes.chunks_mut(COPY_BYTES)).try_for_each(|(at, chunk)| {
+                let got = &mut between[..chunk.len()];
+                self.mapping.read(at, got)?;
+                chunk.copy_from_slice(got);
+                Ok(())
+            })
+        });
+        copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
+    /// Copies a buffer of the caller's into the mapping.
+    fn write_bytes(&self, py: Python<'_>, offset: u64, buffer: PyBuffer<u8>) -> PyResult<()> {
+        let part = self.require_inside(offset, buffer.len_bytes())?;
+        if !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("a buffer to write is contiguous"));
+        }
+        // SAFETY: the buffer is held and contiguous; its owner may use it meanwhile, as with every
+        // `write`.
+        let bytes = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), part) };
+        let copied = py.detach(|| {
+            let mut chunks = (offset..).step_by(COPY_BYTES).zip(bytes.chunks(COPY_BYTES));
+            chunks.try_for_each(|(at, chunk)| self.mapping.write(at, &chunk.to_vec()))
+        });
+        copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
     /// Starts to fill the pages of these bytes and does not wait.
     fn will_need(&self, py: Python<'_>, offset: u64, length: u64) {
         py.detach(|| self.mapping.will_need(offset..offset.saturating_add(length)));
@@ -279,6 +322,17 @@ impl MappingBase {
 }
 
 impl MappingBase {
+    /// `len`, if so many bytes from `offset` on lie in the mapping.
+    fn require_inside(&self, offset: u64, len: usize) -> PyResult<usize> {
+        let size = self.store.size().0;
+        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
+            return Err(PyValueError::new_err(format!(
+                "{len} bytes from byte {offset} on do not lie in a mapping of {size}"
+            )));
+        }
+        Ok(len)
+    }
+
     /// Unmaps once, without the interpreter lock: it waits for threads that may want the lock.
     fn end(&self, py: Python<'_>) -> PyResult<()> {
         if self.unmapped.swap(true, Ordering::AcqRel) {
