@@ -214,7 +214,10 @@ impl MappingBase {
         let bytes = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), part) };
         let copied = py.detach(|| {
             let mut chunks = (offset..).step_by(COPY_BYTES).zip(bytes.chunks(COPY_BYTES));
-            chunks.try_for_each(|(at, chunk)| self.mapping.write(at, &chunk.to_vec()))
+            chunks.try_for_each(|(at, chunk)| {
+                let between = chunk.to_vec();
+                self.mapping.write(at, &between)
+            })
         });
         copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
     }
