@@ -133,7 +133,7 @@ fn rewrite_lost(entry: &MapEntry, within: Span<u64>) -> Result<(), StoreError> {
 fn rewrite(entry: &MapEntry, page: PageIndex, span: Span<u64>) -> Result<(), StoreError> {
     let pages = &entry.object.pages;
     loop {
-        if hold(entry, page) {
+        if hold(entry, page, false) {
             let written = write_held(entry, span);
             pages.keep(page, if written.is_ok() { 0 } else { DIRTY });
             return written;
@@ -168,13 +168,12 @@ fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
         while at < span.end {
             let first = at / granule;
             let limit = span.end.min((at + WRITE_MAX).next_multiple_of(granule));
-            if !hold(entry, PageIndex(first)) {
+            if !hold(entry, PageIndex(first), false) {
                 at = (first + 1) * granule;
                 continue;
             }
-            // Without waiting: the load of a page may wait for room that held pages take.
-            let more =
-                (first + 1..limit.div_ceil(granule)).take_while(|page| try_hold(entry, PageIndex(*page)));
+            let more = first + 1..limit.div_ceil(granule);
+            let more = more.take_while(|page| hold(entry, PageIndex(*page), true));
             let pages = first..first + 1 + more.count() as u64;
             let end = limit.min(pages.end * granule);
             let written = protect_held(entry, pages.clone()).and_then(|()| write_held(entry, at..end));
@@ -189,17 +188,20 @@ fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Takes a resident page that holds data; false when it is not there.
-fn hold(entry: &MapEntry, page: PageIndex) -> bool {
+/// Takes a resident page that holds data; false when it is not there, or, where other pages are held
+/// `beside` it, when it is being loaded: that may wait for room which only those can make. Once a page
+/// that is loaded is found dirty, it has its room.
+fn hold(entry: &MapEntry, page: PageIndex, beside: bool) -> bool {
     let pages = &entry.object.pages;
     loop {
         match pages.state(page) {
             PageState::Resident if pages.has(page, BAD) => return false,
             PageState::Resident => {
-                if try_hold(entry, page) {
+                if pages.claim(page, PageState::Resident, PageState::Held) {
                     return true;
                 }
             }
+            PageState::Loading if beside && !pages.has(page, DIRTY) => return false,
             // A page can be written before the load that installed it is over.
             state @ (PageState::Held | PageState::Evicting | PageState::Loading) => {
                 pages.wait_left(page, state, WAIT);
@@ -207,11 +209,6 @@ fn hold(entry: &MapEntry, page: PageIndex) -> bool {
             PageState::Absent | PageState::Poisoned => return false,
         }
     }
-}
-
-fn try_hold(entry: &MapEntry, page: PageIndex) -> bool {
-    let pages = &entry.object.pages;
-    !pages.has(page, BAD) && pages.claim(page, PageState::Resident, PageState::Held)
 }
 
 /// From here on a write to these held pages is noticed anew.
