@@ -3,13 +3,17 @@
 //! The ladder (`probe`): each rung is tried at import; the first that works is the default.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::memory::Range;
 use crate::sys::userfaultfd::{Access, FEATURE_POISON, FEATURE_SIGBUS, Userfaultfd};
 use frames::Frames;
 
+pub mod alias;
 pub mod frames;
+pub mod guard;
 pub mod inline;
+pub mod mprotect;
 pub mod uffd;
 
 /// How writes to a writable mapping are noticed.
@@ -92,6 +96,12 @@ pub trait Pmap: Send + Sync {
     /// Whether a faulting thread resolves its own fault, in a signal handler, rather than wait in
     /// the kernel for a handler thread.
     fn faults_are_signals(&self) -> bool;
+
+    /// Whether a touch of a page that is not there raises SIGSEGV, by a protection of the range that
+    /// is the pmap's own business.
+    fn absent_is_segv(&self) -> bool {
+        false
+    }
 }
 
 /// Which pmap.
@@ -101,6 +111,10 @@ pub enum Kind {
     Uffd,
     /// userfaultfd with SIGBUS: the faulting thread resolves its own fault.
     Inline,
+    /// SIGSEGV by guard pages over a memory file.
+    Guard,
+    /// SIGSEGV by protection of a memory file.
+    Mprotect,
 }
 
 impl Kind {
@@ -109,6 +123,33 @@ impl Kind {
         match self {
             Kind::Uffd => "uffd",
             Kind::Inline => "inline",
+            Kind::Guard => "guard",
+            Kind::Mprotect => "mprotect",
+        }
+    }
+
+    /// Whether one serves all mappings; others belong to one mapping each.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Kind::Uffd | Kind::Inline)
+    }
+
+    /// Whether its pages may become huge ones.
+    pub fn has_huge_pages(self) -> bool {
+        matches!(self, Kind::Uffd | Kind::Inline)
+    }
+
+    /// Granules that may be resident at once, where each may take map entries of the process.
+    pub fn granules_max(self, writable: bool) -> Option<u64> {
+        let bounded = self == Kind::Mprotect || (self == Kind::Guard && writable);
+        bounded.then(|| alias::granules_max() as u64)
+    }
+
+    /// The system calls that may refuse to start it, and to enter a range.
+    pub fn calls(self) -> [&'static str; 2] {
+        if self.is_shared() {
+            ["userfaultfd", "UFFDIO_REGISTER"]
+        } else {
+            ["memfd_create", "mmap of a memfd"]
         }
     }
 }
@@ -135,11 +176,15 @@ pub struct Rung {
 const REMEDY_FULL: &str = "sysctl -w vm.unprivileged_userfaultfd=1, or give the user access to /dev/userfaultfd \
      (chmod/setfacl; Linux 6.1), or run with CAP_SYS_PTRACE";
 const REMEDY_SECCOMP: &str = "allow the userfaultfd system call in the container's seccomp profile";
+const REMEDY_DESCRIPTORS: &str = "raise the limit of open files (ulimit -n), or close mappings";
+const REMEDY_GUARD: &str = "use Linux 6.15 or later (MADV_GUARD_INSTALL in memory files)";
+const REMEDY_MEMFD: &str = "allow memfd_create, mmap, madvise and mprotect in the container's seccomp \
+     profile, and files of any length (ulimit -f)";
 const REMEDY_KERNEL: &str = "use Linux 6.6 or later (UFFDIO_POISON)";
 
 /// The ladder, best first.
 pub fn probe() -> Vec<Rung> {
-    vec![probe_uffd(), probe_inline()]
+    vec![probe_uffd(), probe_inline(), probe_guard(), probe_mprotect()]
 }
 
 fn probe_uffd() -> Rung {
@@ -192,6 +237,62 @@ fn probe_inline() -> Rung {
     }
 }
 
+fn probe_guard() -> Rung {
+    static WORKED: AtomicBool = AtomicBool::new(false);
+    let reason = "guard pages can be set in a memory file";
+    probe_alias(Kind::Guard, reason, &WORKED, || {
+        guard::GuardPmap::start().map(|pmap| Box::new(pmap) as Box<dyn Pmap>)
+    })
+}
+
+fn probe_mprotect() -> Rung {
+    static WORKED: AtomicBool = AtomicBool::new(false);
+    let reason = "a memory file can be mapped and protected";
+    probe_alias(Kind::Mprotect, reason, &WORKED, || {
+        mprotect::MprotectPmap::start().map(|pmap| Box::new(pmap) as Box<dyn Pmap>)
+    })
+}
+
+/// Tries a pmap over a memory file, until it has worked once.
+fn probe_alias(
+    kind: Kind,
+    reason: &str,
+    worked: &AtomicBool,
+    start: impl FnOnce() -> Result<Box<dyn Pmap>, i32>,
+) -> Rung {
+    let rung = Rung {
+        kind,
+        works: false,
+        reason: reason.into(),
+        remedy: "",
+        pointer: true,
+        system_calls: false,
+        trackings: vec![Tracking::Mprotect],
+    };
+    let tried = || {
+        let pmap = start().map_err(|errno| (errno, "a memory file"))?;
+        alias::try_out(&*pmap)
+    };
+    if worked.load(Ordering::Relaxed) {
+        return Rung { works: true, ..rung };
+    }
+    match tried() {
+        Ok(()) => {
+            worked.store(true, Ordering::Relaxed);
+            Rung { works: true, ..rung }
+        }
+        Err((errno, step)) => {
+            let remedy = match errno {
+                libc::EMFILE | libc::ENFILE => REMEDY_DESCRIPTORS,
+                libc::EINVAL if kind == Kind::Guard => REMEDY_GUARD,
+                _ => REMEDY_MEMFD,
+            };
+            let reason = format!("{step}: refused ({})", crate::sys::errno_message(errno));
+            Rung { reason, remedy, ..rung }
+        }
+    }
+}
+
 fn refusal(what: &str, errno: i32) -> String {
     let why = match errno {
         libc::ENOSYS => "this kernel or its sandbox has no userfaultfd",
@@ -219,5 +320,7 @@ pub fn start(kind: Kind, tracking: Tracking) -> Result<Arc<dyn RunningPmap>, i32
     Ok(match kind {
         Kind::Uffd => uffd::UffdPmap::start(tracking)?,
         Kind::Inline => Arc::new(inline::InlinePmap::start(tracking)?),
+        Kind::Guard => Arc::new(guard::GuardPmap::start()?),
+        Kind::Mprotect => Arc::new(mprotect::MprotectPmap::start()?),
     })
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
@@ -104,6 +105,49 @@ pub unsafe fn reserve_at(range: Range, prot: i32) -> Result<(), MapError> {
     // SAFETY: the caller owns the range (contract).
     let at = unsafe { libc::mmap(range.start as *mut _, range.len, prot, flags, -1, 0) };
     if at == libc::MAP_FAILED { Err(MapError::last("mmap")) } else { Ok(()) }
+}
+
+/// Maps the start of a memory file at exactly `range`, shared, inaccessible at first.
+///
+/// # Safety
+/// As of [`reserve_at`].
+///
+/// # Errors
+/// The errno.
+pub unsafe fn map_file_at(range: Range, fd: RawFd) -> Result<(), i32> {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the caller owns the range (contract).
+    let at = unsafe { libc::mmap(range.start as *mut _, range.len, libc::PROT_NONE, flags, fd, 0) };
+    if at == libc::MAP_FAILED { Err(super::errno()) } else { Ok(()) }
+}
+
+/// Makes every touch of a range raise SIGSEGV until it is shown: guard pages, which take no map entry
+/// (Linux 6.13 for anonymous memory, 6.15 for files). Bytes of a file stay.
+///
+/// # Errors
+/// The errno: EINVAL where the kernel has no such guard pages, or the memory is locked.
+pub fn hide(range: Range) -> Result<(), i32> {
+    const MADV_GUARD_INSTALL: i32 = 102; // linux/mman-common.h
+    // SAFETY: takes nothing from memory that is shared with a file, and such is meant (callers).
+    unsafe { advise(range, MADV_GUARD_INSTALL) }
+}
+
+/// Ends [`hide`].
+///
+/// # Errors
+/// The errno.
+pub fn show(range: Range) -> Result<(), i32> {
+    const MADV_GUARD_REMOVE: i32 = 103;
+    // SAFETY: only makes accessible what was there.
+    unsafe { advise(range, MADV_GUARD_REMOVE) }
+}
+
+/// Whether the kernel can read a byte at `address` on behalf of this thread; raises no signal. It
+/// is asked to look up the path that begins there: EFAULT says that it cannot read it.
+pub fn is_readable(address: usize) -> bool {
+    // SAFETY: the kernel checks the address; that is the point.
+    let rc = unsafe { libc::access(address as *const libc::c_char, libc::F_OK) };
+    rc == 0 || super::errno() != libc::EFAULT
 }
 
 /// Unmaps.
