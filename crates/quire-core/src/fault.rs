@@ -7,6 +7,7 @@
 //!
 //! Loading itself, and what a page shows that cannot be loaded, is in `load.rs`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,13 +24,18 @@ use crate::runtime;
 use crate::space::{MapEntry, SPACE};
 use crate::sys::memory::{self, Touch};
 use crate::sys::thread;
-use crate::units::{ByteOffset, PageIndex};
+use crate::units::{ByteCount, ByteOffset, PageIndex};
 
 /// One look at a page that another thread moves on; it is woken sooner.
 const WAIT: Duration = Duration::from_millis(50);
 /// Filled ahead at most: so many granules, or so many of the store's runs when that is more.
 const WINDOW_MAX: u64 = 16;
 const RUNS_MAX: u64 = 8;
+/// Granules evicted when a write cannot be let through for want of map entries.
+const REFUSED_GIVES: u64 = 16;
+/// Touches of one address in a row that raise SIGSEGV though its page can be read: a write, where the
+/// machine does not say.
+const REPEATED: u32 = 8;
 
 /// Resolves a fault on behalf of a thread that waits in the kernel. Called by handler threads;
 /// `may_wait` says that another of them is free, so that this one may wait for a slow store.
@@ -92,7 +98,7 @@ pub fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
     let opened = entry.pmap.get().protect(entry.page_range(page), false);
     pages.keep(page, DIRTY | REFERENCED);
     if opened.is_err() {
-        let _ = pageout::evict(entry, entry.object.granule);
+        pageout::give_back(entry, ByteCount(entry.object.granule.0 * REFUSED_GIVES));
     }
     true
 }
@@ -108,9 +114,14 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
         return arm_or_fill(&entry, address);
     }
     let page = entry.page_at(address);
-    let signals = entry.pmap.get().faults_are_signals();
+    let pmap = entry.pmap.get();
+    let (signals, segv) = (pmap.faults_are_signals(), pmap.absent_is_segv());
     let stray = signal == libc::SIGSEGV && touch != Touch::Read && !entry.writable;
-    let mended = if stray {
+    let mended = if segv && signal != libc::SIGSEGV {
+        false // the kernel's own: memory that has gone bad
+    } else if segv && stray {
+        load_or_allow(&entry, page, address, touch, started_ns)
+    } else if stray {
         allow_stray_write(&entry, page, address)
     } else if signals {
         resolve_here(&entry, page, touch, started_ns)
@@ -183,6 +194,42 @@ fn unpoison(entry: &MapEntry, page: PageIndex) -> bool {
             state => object.pages.wait_left(page, state, WAIT),
         }
     }
+}
+
+thread_local! {
+    /// The address of this thread's last fault for which nothing was to be done, and how often in a
+    /// row.
+    static REPEAT: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+}
+
+/// A touch of a read-only mapping whose absent pages raise SIGSEGV too: the page is loaded first, and
+/// only when it is there, and the fault comes again, is it a stray write. Where the machine does not
+/// say what the touch was, a read that met the page just before it came looks the same; but that
+/// does not happen time and again.
+fn load_or_allow(
+    entry: &Arc<MapEntry>,
+    page: PageIndex,
+    address: usize,
+    touch: Touch,
+    started_ns: u64,
+) -> bool {
+    let pages = &entry.object.pages;
+    if pages.state(page) != PageState::Resident {
+        REPEAT.set((0, 0));
+        return resolve_here(entry, page, touch, started_ns);
+    }
+    let (last, times) = REPEAT.get();
+    REPEAT.set((address, if last == address { times + 1 } else { 1 }));
+    if touch == Touch::Unknown && REPEAT.get().1 < REPEATED {
+        return true;
+    }
+    // Held, so that it is not evicted meanwhile: an absent page that can be touched reads as zeros.
+    if !pages.claim(page, PageState::Resident, PageState::Held) {
+        return true;
+    }
+    let allowed = allow_stray_write(entry, page, address);
+    pages.keep(page, 0);
+    allowed || pageout::evict(entry, ByteCount(entry.object.granule.0 * REFUSED_GIVES)).0.0 > 0
 }
 
 /// A store to a read-only mapping by code that ignored the array's flag: the mapping fails, and

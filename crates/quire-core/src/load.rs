@@ -176,8 +176,9 @@ fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8], protected: bool) -> 
         match entry.pmap.get().install(range.start, bytes, protected) {
             Ok(()) => return Ok(()),
             Err(libc::ENOMEM) => {
-                // A memory limit outside of our budgets (cgroup): give back what we can.
-                let _ = pageout::evict(entry, ByteCount(bytes.len() as u64 * 4));
+                // A limit outside of our budgets (memory of a cgroup, map entries): give back what
+                // we can.
+                pageout::give_back(entry, ByteCount(bytes.len() as u64 * 4));
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(errno) => return Err(refused(entry, page, errno)),

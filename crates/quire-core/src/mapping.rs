@@ -103,7 +103,8 @@ impl Mapping {
         let writable = options.mode != Mode::ReadOnly;
         let (kind, tracking) = choose(options.pmap.as_deref(), writable)?;
         let budget = options.budget.unwrap_or(PAGE_CACHE.account.budget());
-        let granule = granule(&*store, options.granule, budget)?;
+        let most = kind.granules_max(writable);
+        let granule = granule(&*store, options.granule, budget, most)?;
         let slow = store.is_slow();
         let policy = policy_name(options.policy.as_deref())?;
         let private = options.mode == Mode::Private;
@@ -111,10 +112,11 @@ impl Mapping {
         let pager = Pager::new(store, granule, swap, options.retries);
         let object = MemoryObject::new(pager, &Plan { granule, budget, policy })?;
         let (pmap, fill) = runtime::acquire(kind, tracking, slow)?;
-        let huge = !writable && may_be_huge(&object);
+        let huge = !writable && kind.has_huge_pages() && may_be_huge(&object);
         let range = match reserve_and_prepare(object.mapped, huge, writable, &*pmap) {
             Ok(range) => range,
             Err(error) => {
+                drop(pmap);
                 runtime::release();
                 return Err(error);
             }
@@ -436,7 +438,13 @@ fn choose(asked: Option<&str>, writable: bool) -> Result<(Kind, Tracking), MapEr
     }
 }
 
-fn granule(store: &dyn Store, asked: Option<ByteCount>, budget: ByteCount) -> Result<ByteCount, MapError> {
+/// The granule asked for, or a fitting one, of which no more than `most` are resident at once.
+fn granule(
+    store: &dyn Store,
+    asked: Option<ByteCount>,
+    budget: ByteCount,
+    most: Option<u64>,
+) -> Result<ByteCount, MapError> {
     let page = page_bytes() as u64;
     let grain = store.grain().0.max(1);
     if let Some(asked) = asked {
@@ -450,10 +458,15 @@ fn granule(store: &dyn Store, asked: Option<ByteCount>, budget: ByteCount) -> Re
         return Ok(ByteCount(asked.0.min(whole)));
     }
     let rounded = |bytes: u64| bytes.div_ceil(page) * page;
+    let few = |bytes: u64| {
+        let granules = budget.0.min(store.size().0).div_ceil(bytes);
+        let times = most.map_or(1, |most| granules.div_ceil(most).max(1).next_power_of_two());
+        ByteCount(bytes * times)
+    };
     if grain == 1 {
         let best = if store.is_slow() { GRANULE_SLOW } else { GRANULE_FAST };
-        return Ok(ByteCount(rounded(best.0.min((budget.0 / GRANULE_SHARE).max(1)))));
+        return Ok(few(rounded(best.0.min((budget.0 / GRANULE_SHARE).max(1)))));
     }
     let frames = if grain.is_multiple_of(page) { (GRANULE_ZSTD_LEAST / grain).max(1) } else { 1 };
-    Ok(ByteCount(rounded((frames * grain).max(if frames == 1 { grain.max(page) } else { 0 }))))
+    Ok(few(rounded((frames * grain).max(if frames == 1 { grain.max(page) } else { 0 }))))
 }

@@ -114,6 +114,13 @@ pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), Stor
     (freed, result)
 }
 
+/// Gives back what a refusal of the kernel says is short: pages of `entry`, or else of others.
+pub fn give_back(entry: &MapEntry, target: ByteCount) {
+    if evict(entry, target).0.0 == 0 {
+        SPACE.all().iter().any(|(other, _in_flight)| evict(other, target).0.0 > 0);
+    }
+}
+
 /// Removes pages that the caller has moved to EVICTING, and their charge; returns their bytes.
 pub fn remove_claimed(entry: &MapEntry, pages: &[(PageIndex, Range)]) -> ByteCount {
     if pages.is_empty() {

@@ -31,7 +31,8 @@ pub const FILL_SLOW: usize = 16;
 
 struct State {
     users: usize,
-    /// One for each kind and way of noticing writes that is in use.
+    /// One for each kind and way of noticing writes that is in use, or for each mapping where the
+    /// kind is not shared.
     pmaps: Vec<Arc<dyn RunningPmap>>,
     fill: Option<Arc<FillPool>>,
     daemon: Option<Daemon>,
@@ -51,12 +52,19 @@ fn once_per_process() {
 impl State {
     fn pmap(&mut self, kind: Kind, tracking: Tracking) -> Result<Arc<dyn RunningPmap>, MapError> {
         let same = |pmap: &&Arc<dyn RunningPmap>| pmap.kind() == kind && pmap.tracking() == tracking;
-        if let Some(running) = self.pmaps.iter().find(same) {
+        if let Some(running) = self.pmaps.iter().find(same).filter(|_| kind.is_shared()) {
             return Ok(Arc::clone(running));
         }
-        let started = pmap::start(kind, tracking).map_err(|errno| sys_error("userfaultfd", errno))?;
+        self.close_unused();
+        let started = pmap::start(kind, tracking).map_err(|errno| sys_error(kind.calls()[0], errno))?;
         self.pmaps.push(Arc::clone(&started));
         Ok(started)
+    }
+
+    /// Closes the pmaps of mappings that are gone, under the lock that a fork takes: the child has
+    /// either all of their descriptors to close, or none.
+    fn close_unused(&mut self) {
+        self.pmaps.retain(|pmap| pmap.kind().is_shared() || Arc::strong_count(pmap) > 1);
     }
 
     fn fill(&mut self, slow: bool) -> Result<Arc<FillPool>, MapError> {
@@ -75,6 +83,7 @@ impl State {
 
     fn stop_if_unused(&mut self) {
         if self.users > 0 {
+            self.close_unused();
             return;
         }
         let state = std::mem::replace(self, EMPTY);
@@ -131,7 +140,7 @@ pub fn prepare(range: Range, huge: bool, writable: bool, pmap: &dyn Pmap) -> Res
         let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         let _ = memory::advise(range, advice);
     }
-    pmap.enter(range, writable).map_err(|errno| sys_error("UFFDIO_REGISTER", errno))
+    pmap.enter(range, writable).map_err(|errno| sys_error(pmap.kind().calls()[1], errno))
 }
 
 fn no_thread(error: &std::io::Error) -> MapError {
@@ -209,14 +218,17 @@ fn rearm_entry(state: &mut State, entry: &MapEntry) -> Result<(), MapError> {
     let pmap = state.pmap(kind, tracking)?;
     let fill = state.fill(entry.object.pager.store().is_slow())?;
     state.start_daemon()?;
+    let protected_by_pmap = pmap.absent_is_segv();
     // SAFETY: our own inaccessible placeholder; the entry is not armed, so under the runtime's
     // lock no other thread uses its cells.
     unsafe {
         prepare(entry.range, entry.huge, false, &*pmap)?;
         entry.pmap.replace_in_child(pmap);
         entry.fill.replace_in_child(fill);
-        // Readable only now: until it was registered a touch would have read zeros.
-        memory::protect(entry.range, libc::PROT_READ)?;
+        if !protected_by_pmap {
+            // Readable only now: until it was registered a touch would have read zeros.
+            memory::protect(entry.range, libc::PROT_READ)?;
+        }
     }
     entry.armed.store(true, Ordering::Release);
     Ok(())
