@@ -78,8 +78,10 @@ def open(
         budget: bytes that may be resident, an int or text such as "64 MiB"; beside it
             `quire.set_budget` bounds all mappings together.
         granule: bytes that are read at once; chosen by the source when absent.
-        pmap: how pages are made present: "uffd" or "inline"; the environment variable
-            `QUIRE_PMAP`, or else the best that works here, when absent (see `quire doctor`).
+        pmap: how pages are made present: "uffd", "inline", "guard", "mprotect", or
+            "soft", which gives no array but `Mapping.read` and `Mapping.write`; the
+            environment variable `QUIRE_PMAP`, or else the best that works here, when absent (see
+            `quire doctor`).
         policy: which page goes when the budget is used up: "clock" (when absent), "sieve",
             "s3fifo", "2q", "fifo" or "lru".
         swap: where pages that were written in mode "c" go.

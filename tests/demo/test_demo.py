@@ -74,7 +74,7 @@ def test_a_search_finds_the_line_itself(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("pmap", ["uffd", "inline"])
+@pytest.mark.parametrize("pmap", ["uffd", "inline", "mprotect"])
 def test_a_users_own_array(tmp_path: Path, pmap: str) -> None:
     array = np.random.default_rng(1).integers(0, 1000, (4000, 300)).astype("i4")
     np.save(tmp_path / "own.npy", array)

@@ -14,7 +14,7 @@ def working_pmaps() -> list[str]:
     Raises:
         quire.PmapError: none does: tests of mappings would pass without testing anything.
 
-    >>> set(working_pmaps()) <= {"uffd", "inline"}
+    >>> set(working_pmaps()) <= {"uffd", "inline", "guard", "mprotect"}
     True
     """
     names = [str(rung["name"]) for rung in _core.probe() if rung["works"]]

@@ -52,7 +52,8 @@ def demo(
     budget
         Memory that quire may use for pages and buffers, 64 MiB when not given.
     pmap
-        How faults are caught: `uffd` or `inline`. Chosen by quire when not given.
+        How faults are caught: `uffd`, `inline`, `guard` or `mprotect`. Chosen by
+        quire when not given.
     query
         A line to look for; may be given several times.
     out
