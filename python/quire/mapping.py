@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quire import _core
 from quire._fork import sync_at_exit, watch_interpreter
-from quire.errors import ClosedError, Error, ModeError, error_of_failure
+from quire.errors import ClosedError, Error, ModeError, PmapError, error_of_failure
 from quire.residency import Pin, bytes_of, in_background
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
@@ -103,12 +103,19 @@ class Mapping(_core.MappingBase):
         Raises:
             quire.ClosedError: the mapping is closed.
             quire.PageIOError: the mapping is failed.
+            quire.PmapError: the pmap is "soft", which has no pointer.
         """
         self.check()
         array = self._live_array() if self._live_array is not None else None
         if array is None:
             if self.closed:
                 raise self._closed_error()
+            if not self.has_pointer:
+                raise PmapError(
+                    'pmap "soft" gives no array: use read, readinto and write, or another pmap '
+                    "(`quire doctor` says which work here)",
+                    source=self.source,
+                )
             array = self._layout.view(memoryview(self))
             self._live_array = weakref.ref(array)
         return array

@@ -15,7 +15,7 @@ from quire import _core
 from quire.testing import children
 from quire.testing.pmaps import working_pmaps
 
-LADDER = ["uffd", "inline", "guard", "mprotect"]
+LADDER = ["uffd", "inline", "guard", "mprotect", "soft"]
 MADV_GUARD_INSTALL = 102
 SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
 UFFD_USER_MODE_ONLY = 1
@@ -63,7 +63,7 @@ def test_the_ladder_explains_itself() -> None:
     assert [rung["name"] for rung in ladder if rung["default"]] == working_pmaps()[:1]
     for rung in ladder:
         assert rung["reason"]
-        assert rung["pointer"] is True
+        assert rung["pointer"] is (rung["name"] != "soft")
         assert bool(rung["remedy"]) is not rung["works"]
 
 
@@ -73,7 +73,7 @@ def test_a_pmap_that_does_not_work_is_refused_with_its_reason(rows_file: Path) -
             with pytest.raises(quire.PmapError) as refused:
                 quire.open(rows_file, pmap=str(rung["name"]))
             assert str(rung["remedy"]) in str(refused.value)
-    with pytest.raises(quire.PmapError, match=r"no pmap .mmu.*uffd, inline, guard, mprotect"):
+    with pytest.raises(quire.PmapError, match=r"no pmap .mmu.*uffd, inline, guard, mprotect, soft"):
         quire.open(rows_file, pmap="mmu")
 
 

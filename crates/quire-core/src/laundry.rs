@@ -15,7 +15,6 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::counters::{add, count};
 use crate::errors::StoreError;
-use crate::load;
 use crate::memory_object::MemoryObject;
 use crate::page::{BAD, DIRTY, PageState};
 use crate::page_cache::PAGE_CACHE;
@@ -141,7 +140,7 @@ fn rewrite(entry: &MapEntry, page: PageIndex, span: Span<u64>) -> Result<(), Sto
         // Nobody may load, change and evict it between the read and the write.
         if pages.claim(page, PageState::Absent, PageState::Loading) {
             let written = rewrite_absent(&entry.object, span);
-            load::give_up(entry, page);
+            entry.give_up(page);
             return written;
         }
         if pages.has(page, BAD) || pages.state(page) == PageState::Poisoned {

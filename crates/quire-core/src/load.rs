@@ -82,7 +82,7 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
     let cost = object.run_cost(pages);
     let wanted = !entry.is_closing() && object.condition() == Condition::Healthy;
     if !wanted || !pageout::try_reserve(entry, cost) {
-        run.for_each(|page| give_up(entry, page));
+        run.for_each(|page| entry.give_up(page));
         return;
     }
     watermark::note_load(entry);
@@ -99,7 +99,7 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
             count(&object.counters.readahead_fills);
             finish_filled(entry, page, AHEAD, share);
         } else {
-            give_up(entry, page);
+            entry.give_up(page);
             PAGE_CACHE.release(&object.account, share);
         }
     }
@@ -206,19 +206,13 @@ fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount)
     PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
 }
 
-/// Moves a page whose load is not going to happen back to ABSENT; who waits for it tries itself.
-pub fn give_up(entry: &MapEntry, page: PageIndex) {
-    entry.object.pages.finish(page, PageState::Absent, 0);
-    entry.pmap.get().wake(entry.page_range(page));
-}
-
 /// A page on demand that cannot be filled: the object is marked, the page poisoned or filled with
 /// filler.
 fn cannot_fill(entry: &MapEntry, page: PageIndex, error: StoreError, cost: ByteCount) -> bool {
     let pmap = entry.pmap.get();
     pmap.remove(&[entry.page_range(page)]); // what an installation that failed half-way left
     if !entry.object.fail(page, error) {
-        give_up(entry, page);
+        entry.give_up(page);
         PAGE_CACHE.release(&entry.object.account, cost);
         return true; // the instruction runs again
     }
@@ -263,7 +257,7 @@ pub fn install_filler(entry: &MapEntry, page: PageIndex, cost: ByteCount) -> boo
         object.pages.finish(page, PageState::Resident, 0);
         PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
     } else {
-        give_up(entry, page);
+        entry.give_up(page);
         PAGE_CACHE.release(&object.account, cost);
     }
     covered
@@ -300,7 +294,7 @@ fn drop_filler(entry: &MapEntry) {
             filler.push((page, entry.page_range(page)));
         } else if pages.claim(page, PageState::Poisoned, PageState::Loading) {
             entry.pmap.get().remove(&[entry.page_range(page)]);
-            give_up(entry, page);
+            entry.give_up(page);
         }
     }
     let gone: std::collections::HashSet<PageIndex> = filler.iter().map(|(page, _)| *page).collect();

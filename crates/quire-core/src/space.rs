@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLockWriteGuard};
 
 use crate::fill::FillPool;
 use crate::memory_object::{InFlight, MemoryObject};
+use crate::page::PageState;
 use crate::pmap::Pmap;
 use crate::sys::fork::{ForkCell, HeldGuard};
 use crate::sys::lock::RwLock;
@@ -54,6 +55,12 @@ impl MapEntry {
         let pages = HUGE_BYTES as u64 / granule;
         let first = page.0 / pages * pages;
         ((first + pages) * granule <= self.range.len as u64).then_some(first..first + pages)
+    }
+
+    /// Moves a page whose load is not going to happen back to ABSENT; who waits for it tries itself.
+    pub fn give_up(&self, page: PageIndex) {
+        self.object.pages.finish(page, PageState::Absent, 0);
+        self.pmap.get().wake(self.page_range(page));
     }
 
     /// Whether the entry is being unmapped.

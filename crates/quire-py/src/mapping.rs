@@ -140,6 +140,12 @@ impl MappingBase {
         self.mapping.tracking().map(|tracking| tracking.name())
     }
 
+    /// Whether the addresses may be touched.
+    #[getter]
+    fn has_pointer(&self) -> bool {
+        self.mapping.kind().has_pointer()
+    }
+
     #[getter]
     fn writable(&self) -> bool {
         self.mapping.tracking().is_some()
@@ -297,6 +303,9 @@ impl MappingBase {
         };
         if slf.closed() {
             return refuse("the mapping is closed");
+        }
+        if !slf.has_pointer() {
+            return refuse("pmap \"soft\" gives no pointer: use read, readinto and write");
         }
         let writable = slf.writable();
         if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE && !writable {

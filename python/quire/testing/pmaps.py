@@ -9,7 +9,7 @@ __all__ = ["takes_system_calls", "working_pmaps"]
 
 
 def working_pmaps() -> list[str]:
-    """Names of the pmaps that work on this machine for this user.
+    """Names of the pmaps that work on this machine for this user and give a pointer.
 
     Raises:
         quire.PmapError: none does: tests of mappings would pass without testing anything.
@@ -17,7 +17,7 @@ def working_pmaps() -> list[str]:
     >>> set(working_pmaps()) <= {"uffd", "inline", "guard", "mprotect"}
     True
     """
-    names = [str(rung["name"]) for rung in _core.probe() if rung["works"]]
+    names = [str(rung["name"]) for rung in _core.probe() if rung["works"] and rung["pointer"]]
     if not names:
         raise PmapError("no pmap works here, so no mapping can be tested; see `quire doctor`")
     return names

@@ -44,7 +44,7 @@ fn features_of(tracking: Tracking) -> u64 {
             FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_PAGEFAULT_FLAG_WP | FEATURE_MOVE
         }
         Tracking::WpSync => FEATURE_PAGEFAULT_FLAG_WP,
-        Tracking::None | Tracking::Mprotect => 0,
+        Tracking::None | Tracking::Mprotect | Tracking::Calls => 0,
     }
 }
 

@@ -14,6 +14,7 @@ pub mod frames;
 pub mod guard;
 pub mod inline;
 pub mod mprotect;
+pub mod soft;
 pub mod uffd;
 
 /// How writes to a writable mapping are noticed.
@@ -27,6 +28,8 @@ pub enum Tracking {
     WpSync,
     /// As `WpSync`, by mprotect(2).
     Mprotect,
+    /// Every write is a call.
+    Calls,
 }
 
 impl Tracking {
@@ -37,6 +40,7 @@ impl Tracking {
             Tracking::WpAsync => "wp-async",
             Tracking::WpSync => "wp-sync",
             Tracking::Mprotect => "mprotect",
+            Tracking::Calls => "calls",
         }
     }
 }
@@ -115,6 +119,8 @@ pub enum Kind {
     Guard,
     /// SIGSEGV by protection of a memory file.
     Mprotect,
+    /// No faults: reads and writes are calls.
+    Soft,
 }
 
 impl Kind {
@@ -125,12 +131,18 @@ impl Kind {
             Kind::Inline => "inline",
             Kind::Guard => "guard",
             Kind::Mprotect => "mprotect",
+            Kind::Soft => "soft",
         }
     }
 
     /// Whether one serves all mappings; others belong to one mapping each.
     pub fn is_shared(self) -> bool {
-        matches!(self, Kind::Uffd | Kind::Inline)
+        matches!(self, Kind::Uffd | Kind::Inline | Kind::Soft)
+    }
+
+    /// Whether the addresses may be touched: there is a pointer.
+    pub fn has_pointer(self) -> bool {
+        self != Kind::Soft
     }
 
     /// Whether its pages may become huge ones.
@@ -146,10 +158,10 @@ impl Kind {
 
     /// The system calls that may refuse to start it, and to enter a range.
     pub fn calls(self) -> [&'static str; 2] {
-        if self.is_shared() {
-            ["userfaultfd", "UFFDIO_REGISTER"]
-        } else {
-            ["memfd_create", "mmap of a memfd"]
+        match self {
+            Kind::Uffd | Kind::Inline => ["userfaultfd", "UFFDIO_REGISTER"],
+            Kind::Guard | Kind::Mprotect => ["memfd_create", "mmap of a memfd"],
+            Kind::Soft => ["mmap", "mprotect"],
         }
     }
 }
@@ -184,7 +196,7 @@ const REMEDY_KERNEL: &str = "use Linux 6.6 or later (UFFDIO_POISON)";
 
 /// The ladder, best first.
 pub fn probe() -> Vec<Rung> {
-    vec![probe_uffd(), probe_inline(), probe_guard(), probe_mprotect()]
+    vec![probe_uffd(), probe_inline(), probe_guard(), probe_mprotect(), soft()]
 }
 
 fn probe_uffd() -> Rung {
@@ -293,6 +305,18 @@ fn probe_alias(
     }
 }
 
+fn soft() -> Rung {
+    Rung {
+        kind: Kind::Soft,
+        works: true,
+        reason: "needs nothing of the system; gives no array".into(),
+        remedy: "",
+        pointer: false,
+        system_calls: false,
+        trackings: vec![Tracking::Calls],
+    }
+}
+
 fn refusal(what: &str, errno: i32) -> String {
     let why = match errno {
         libc::ENOSYS => "this kernel or its sandbox has no userfaultfd",
@@ -322,5 +346,6 @@ pub fn start(kind: Kind, tracking: Tracking) -> Result<Arc<dyn RunningPmap>, i32
         Kind::Inline => Arc::new(inline::InlinePmap::start(tracking)?),
         Kind::Guard => Arc::new(guard::GuardPmap::start()?),
         Kind::Mprotect => Arc::new(mprotect::MprotectPmap::start()?),
+        Kind::Soft => Arc::new(soft::SoftPmap),
     })
 }
