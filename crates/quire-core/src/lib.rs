@@ -26,7 +26,7 @@
 //! # Lock order
 //!
 //! `runtime::RUNTIME` (held while threads are started and joined), then `space::SPACE`; all others are
-//! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler}`,
+//! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler, pins}`, those of `Dirty` (`syncing` is held over a whole sync),
 //! `FillPool`, `Granules::starts`, `Chunks::marks`, `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
