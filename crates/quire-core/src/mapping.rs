@@ -287,6 +287,9 @@ impl Mapping {
         }
         // SAFETY: our own range; no fault or load is under way, no reference is left (contract).
         unsafe { memory::unmap(entry.range) };
+        if let Some(swap) = self.object.pager.swap() {
+            swap.swap().end();
+        }
         PAGE_CACHE.release(&self.object.account, self.object.account.used());
         add(&RETIRED_FETCHED, self.object.pager.store().bytes_fetched());
         RETIRED.lock().get_or_insert_default().absorb(&entry.object.counters);

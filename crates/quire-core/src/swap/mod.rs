@@ -344,6 +344,15 @@ impl Swap {
     }
 
     /// Gives back disk space of freed slots when `least` blocks or more still take some; whether it did.
+    /// Gives all disk space back at once, when no slot will be read any more: the file itself ends with
+    /// `self`.
+    pub fn end(&self) {
+        if self.owner.is_owner() {
+            // A file system that cannot, gives it back with the file.
+            let _ = self.file.punch(0, self.limit().0.saturating_add(BACKED_MAX * BLOCK_BYTES).min(1 << 46));
+        }
+    }
+
     fn give_back(&self, least: u64) -> bool {
         if !self.punches.load(Ordering::Relaxed) {
             return false;
