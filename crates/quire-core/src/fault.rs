@@ -202,10 +202,10 @@ thread_local! {
     static REPEAT: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
 }
 
-/// A touch of a read-only mapping whose absent pages raise SIGSEGV too: the page is loaded first, and
-/// only when it is there, and the fault comes again, is it a stray write. Where the machine does not
-/// say what the touch was, a read that met the page just before it came looks the same; but that
-/// does not happen time and again.
+/// A touch, not known to be a read, of a read-only mapping whose absent pages raise SIGSEGV too: the
+/// page is loaded first (filler, after a write), and becomes writable when it is there and the fault
+/// comes again. Where the machine does not say what the touch was, a read that met the page just
+/// before it came looks the same as a write; but that does not happen time and again.
 fn load_or_allow(
     entry: &Arc<MapEntry>,
     page: PageIndex,
@@ -216,6 +216,9 @@ fn load_or_allow(
     let pages = &entry.object.pages;
     if pages.state(page) != PageState::Resident {
         REPEAT.set((0, 0));
+        if touch == Touch::Write {
+            fail_stray_write(entry, page, address);
+        }
         return resolve_here(entry, page, touch, started_ns);
     }
     let (last, times) = REPEAT.get();
@@ -236,12 +239,16 @@ fn load_or_allow(
 /// the page becomes writable so that the thread can go on to the exception.
 #[allow(unsafe_code)]
 fn allow_stray_write(entry: &MapEntry, page: PageIndex, address: usize) -> bool {
-    let offset = ByteOffset((address - entry.range.start) as u64);
-    let message = "a write to a mapping that was opened with mode \"r\" (read-only)";
-    entry.object.fail(page, StoreError::new(FaultCode::Protection, offset, message));
+    fail_stray_write(entry, page, address);
     // A whole granule: the kernel installs pages only within one of its own map entries.
     // SAFETY: a granule of our own mapping; only its protection changes.
     unsafe { memory::protect(entry.page_range(page), libc::PROT_READ | libc::PROT_WRITE) }.is_ok()
+}
+
+fn fail_stray_write(entry: &MapEntry, page: PageIndex, address: usize) {
+    let offset = ByteOffset((address - entry.range.start) as u64);
+    let message = "a write to a mapping that was opened with mode \"r\" (read-only)";
+    entry.object.fail(page, StoreError::new(FaultCode::Protection, offset, message));
 }
 
 /// In the child of a fork: makes the range ready; where that is refused, the touch gets filler and
