@@ -59,6 +59,10 @@ def _at_exit() -> None:
                 mapping.sync()
         except Exception:  # noqa: BLE001 - told, and the others are synced all the same
             sys.excepthook(*sys.exc_info())
+    if _core.live_mappings() and faulthandler.is_enabled():
+        # Else the interpreter does it later, and puts back the signal handlers from before
+        # faulthandler: a daemon thread that then touches a page would kill the process.
+        faulthandler.disable()
     _core.finalize()
 
 

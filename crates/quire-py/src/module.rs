@@ -13,7 +13,7 @@ use quire_core::pressure::{Controller, Reader};
 use quire_core::space::SPACE;
 use quire_core::swap::Swap;
 use quire_core::units::ByteCount;
-use quire_core::{mapping, pmap, runtime, sys};
+use quire_core::{fault, mapping, pmap, runtime, sys};
 
 use crate::{courier, errors};
 
@@ -140,8 +140,12 @@ pub fn page_bytes() -> usize {
     sys::memory::page_bytes()
 }
 
-/// The interpreter is about to end.
+/// The interpreter is about to end. Threads may touch pages to the very end, so the fault handlers
+/// are put back if another (`faulthandler.disable`) has taken them away.
 #[pyfunction]
 pub fn finalize() {
     courier::finalize();
+    if !SPACE.is_empty() {
+        sys::signal::install_fault_handlers(fault::on_signal);
+    }
 }
