@@ -312,10 +312,11 @@ def reopen(source: Source, given: dict[str, Any], version: str | None) -> Mappin
     """Makes the mapping of an unpickled recipe.
 
     Raises:
-        quire.ChangedError: the source is not the version that was pickled.
+        quire.ChangedError: the source is not the version that was pickled. One that is mapped for
+            writing changes by that, and is taken as it is.
     """
     mapping = open(source, **given)
-    if mapping.version != version:
+    if mapping.mode != "r+" and mapping.version != version:
         found = mapping.version
         mapping.close()
         raise ChangedError(

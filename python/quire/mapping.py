@@ -368,7 +368,8 @@ class Mapping(_core.MappingBase):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles how to open the source, never its bytes.
 
-        Unpickling opens it again and raises `quire.ChangedError` when its version is another.
+        Unpickling opens it again and raises `quire.ChangedError` when its version is another, but
+        in mode "r+", where writing changes it.
         ``storage_options`` go along, credentials included.
         """
         if self._recipe is None:
