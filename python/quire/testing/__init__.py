@@ -10,7 +10,8 @@ Derive a test class, say how to make your source, and let pytest collect it::
             return MyStore(folder / "content")
 
 `StoreContract` reads the store; `PmapContract` maps it, once with every pmap that works here.
-A store written in Python takes `PythonStoreContract` beside them. Whatever is random prints its
+A store written in Python takes `PythonStoreContract` beside them, one that can be written
+`WriteContract`. Whatever is random prints its
 seed; the environment variable ``QUIRE_TEST_SEED`` repeats it.
 
 Beside the contracts: `stores` has stores that wait, fail or die on demand; `census` counts what a
@@ -23,10 +24,15 @@ Needs pytest: ``pip install quire[test]``.
 import pytest
 
 pytest.register_assert_rewrite(
-    "quire.testing.pmap_contract", "quire.testing.pmap_errors", "quire.testing.store_contract"
+    "quire.testing.pmap_contract",
+    "quire.testing.pmap_errors",
+    "quire.testing.store_contract",
+    "quire.testing.write_contract",
+    "quire.testing.write_errors",
 )
 
 from quire.testing.pmap_contract import PmapContract  # noqa: E402 (after the registration)
 from quire.testing.store_contract import PythonStoreContract, StoreContract  # noqa: E402
+from quire.testing.write_contract import WriteContract  # noqa: E402
 
-__all__ = ["PmapContract", "PythonStoreContract", "StoreContract"]
+__all__ = ["PmapContract", "PythonStoreContract", "StoreContract", "WriteContract"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from quire import _core
 from quire.errors import PmapError
 
-__all__ = ["takes_system_calls", "working_pmaps"]
+__all__ = ["takes_system_calls", "working_pmaps", "writable_pmaps"]
 
 
 def working_pmaps() -> list[str]:
@@ -23,6 +25,30 @@ def working_pmaps() -> list[str]:
     return names
 
 
+def writable_pmaps() -> list[str]:
+    """Every pmap that works here with every way it has to notice writes, as ``pmap=`` takes them.
+
+    Raises:
+        quire.PmapError: none can be written with: tests of writes would pass without testing.
+
+    >>> all(name.partition(":")[0] in working_pmaps() for name in writable_pmaps())
+    True
+    """
+    names = [
+        f"{rung['name']}:{tracking}"
+        for rung in _core.probe()
+        if rung["works"]
+        for tracking in cast("list[str]", rung["trackings"])
+    ]
+    if not names:
+        raise PmapError("no pmap here can notice writes, so none can be tested; see `quire doctor`")
+    return names
+
+
 def takes_system_calls(pmap: str) -> bool:
-    """Whether system calls may be given addresses whose pages are not resident."""
-    return any(rung["name"] == pmap and rung["system_calls"] for rung in _core.probe())
+    """Whether system calls may be given addresses whose pages are not resident.
+
+    ``pmap`` may name how writes are noticed, as in "uffd:wp-sync".
+    """
+    name = pmap.partition(":")[0]
+    return any(rung["name"] == name and rung["system_calls"] for rung in _core.probe())
