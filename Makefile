@@ -15,7 +15,7 @@ RUST_SOURCES := $(shell find crates -name target -prune -o \( -name '*.rs' -o -n
 ORDINARY_USER_TESTS := $(wildcard tests/contract)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test test-rust test-python test-ordinary-user lint lint-rust lint-python format bench clean help
+.PHONY: setup demo test test-rust test-python test-long test-ordinary-user lint lint-rust lint-python format bench clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 28
@@ -49,6 +49,9 @@ test-rust:
 
 test-python: $(SETUP_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(SETUP_STAMP)  ## the tests that take minutes, and are in no other run
+	$(BIN)/python -m pytest -m long -o faulthandler_timeout=900 $(PYTEST_ARGS)
 
 test-ordinary-user: $(SETUP_STAMP)
 ifneq ($(ORDINARY_USER_TESTS),)
