@@ -26,7 +26,7 @@ def working_pmaps() -> list[str]:
 
 
 def writable_pmaps() -> list[str]:
-    """Every pmap that works here with every way it has to notice writes, as ``pmap=`` takes them.
+    """Every pmap that works here and gives a pointer, with each way it has to notice writes.
 
     Raises:
         quire.PmapError: none can be written with: tests of writes would pass without testing.
@@ -37,7 +37,7 @@ def writable_pmaps() -> list[str]:
     names = [
         f"{rung['name']}:{tracking}"
         for rung in _core.probe()
-        if rung["works"]
+        if rung["works"] and rung["pointer"]
         for tracking in cast("list[str]", rung["trackings"])
     ]
     if not names:
