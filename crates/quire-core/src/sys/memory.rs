@@ -142,6 +142,15 @@ pub fn show(range: Range) -> Result<(), i32> {
     unsafe { advise(range, MADV_GUARD_REMOVE) }
 }
 
+/// Whether the page of an address is in memory (mincore(2)); `None` where nothing is mapped.
+pub fn is_present(address: usize) -> Option<bool> {
+    let start = address / page_bytes() * page_bytes();
+    let mut present = 0u8;
+    // SAFETY: one byte for one page; an address that is not mapped is an error.
+    let rc = unsafe { libc::mincore(start as *mut _, page_bytes(), &raw mut present) };
+    (rc == 0).then_some(present & 1 != 0)
+}
+
 /// Whether the kernel can read a byte at `address` on behalf of this thread; raises no signal. It
 /// is asked to look up the path that begins there: EFAULT says that it cannot read it.
 pub fn is_readable(address: usize) -> bool {

@@ -25,7 +25,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::fork::ForkMutex;
-use super::memory::{Touch, page_bytes};
+use super::memory::{Touch, is_present};
 
 /// Decides whether an address is quire's and, if so, mends the fault: `(signal, address, touch)`,
 /// where the touch is known on x86-64 only.
@@ -198,15 +198,6 @@ fn last_fault(context: *mut libc::c_void) -> Option<usize> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn last_fault(_context: *mut libc::c_void) -> Option<usize> {
     None // not known: as if there were no fault behind any raised signal
-}
-
-/// Whether the page of an address is in memory (mincore(2)); `None` where nothing is mapped.
-fn is_present(address: usize) -> Option<bool> {
-    let start = address / page_bytes() * page_bytes();
-    let mut present = 0u8;
-    // SAFETY: one byte for one page; an address that is not mapped is an error.
-    let rc = unsafe { libc::mincore(start as *mut _, page_bytes(), &raw mut present) };
-    (rc == 0).then_some(present & 1 != 0)
 }
 
 /// Whether a raised signal stands for a fault that will come again and may be ours, rather than for

@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::memory::{Range, Touch, page_bytes};
+use super::memory::{Range, Touch, is_present, page_bytes};
 
 /// Deliver SIGBUS to the faulting thread instead of a message to a handler.
 pub const FEATURE_SIGBUS: u64 = 1 << 7;
@@ -245,6 +245,13 @@ impl Userfaultfd {
             match self.ioctl(UFFDIO_MOVE, &mut args) {
                 Ok(()) => return (src.len, None),
                 Err(libc::EAGAIN) => {}
+                // Linux 6.18 may move a page at its second attempt (after a race with a fault) and, not
+                // knowing, try once more: its own page is then in the way. Nothing else can have emptied
+                // the source, which is the caller's.
+                Err(libc::EEXIST) if args.copied <= 0 && is_present(src.start + done) == Some(false) => {
+                    done += page_bytes();
+                    continue;
+                }
                 Err(errno) if args.copied <= 0 => return (done, Some(errno)),
                 Err(_) => {}
             }
