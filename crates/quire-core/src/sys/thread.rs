@@ -34,6 +34,16 @@ pub fn id() -> i32 {
     unsafe { libc::gettid() }
 }
 
+thread_local! {
+    static KEY: std::cell::Cell<u8> = const { std::cell::Cell::new(0) };
+}
+
+/// Tells the calling thread from all others that live, with no system call and in the child of a fork
+/// as well: an address of its own. Never 0.
+pub fn key() -> u64 {
+    KEY.with(|key| std::ptr::from_ref(key).addr() as u64)
+}
+
 /// Nanoseconds of the monotonic clock.
 pub fn now_ns() -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::uninit();

@@ -10,6 +10,10 @@ use super::memory::{Range, Touch, is_present, page_bytes};
 pub const FEATURE_SIGBUS: u64 = 1 << 7;
 /// Messages tell a write-protected page from a missing one; needed for REGISTER_MODE_WP.
 pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
+/// Messages name the faulting thread.
+pub const FEATURE_THREAD_ID: u64 = 1 << 8;
+/// Messages give the very address that was touched (Linux 5.18).
+pub const FEATURE_EXACT_ADDRESS: u64 = 1 << 11;
 /// UFFDIO_POISON (Linux 6.6).
 pub const FEATURE_POISON: u64 = 1 << 14;
 
@@ -98,13 +102,19 @@ pub struct Message {
     reserved: [u8; 7],
     flags: u64,
     address: u64,
-    thread: u64,
+    thread: u32,
+    padding: u32,
 }
 
 impl Message {
-    /// The faulting address, rounded down to a hardware page by the kernel.
+    /// The faulting address, rounded down to a hardware page without `FEATURE_EXACT_ADDRESS`.
     pub fn address(&self) -> Option<usize> {
         (self.event == EVENT_PAGEFAULT).then_some(self.address as usize)
+    }
+
+    /// The faulting thread's kernel id; 0 without `FEATURE_THREAD_ID`.
+    pub fn thread(&self) -> u64 {
+        u64::from(self.thread)
     }
 
     /// What the thread was about to do.
