@@ -22,6 +22,12 @@ class Statistics:
         fills: granules filled, on demand or ahead of need.
         fill_bytes: bytes of them.
         readahead_fills: of the fills, those ahead of need.
+        readahead_hits: granules that were asked for ahead of need and that their sequence has come
+            by since. Touches of resident pages are not seen: a later fault of the sequence, at or
+            beyond them, counts them.
+        readahead_wasted: granules that were asked for ahead of need and were gone when their
+            sequence came, or whose sequence was given up for a newer one. Those of sequences that
+            are still followed, and of those that ended with the mapping, are neither.
         bytes_fetched: bytes read from the disk or the network; compressed ones where the source is.
         evictions: granules evicted to keep a budget.
         evicted_bytes: bytes of them.
@@ -49,6 +55,8 @@ class Statistics:
     fills: int
     fill_bytes: int
     readahead_fills: int
+    readahead_hits: int
+    readahead_wasted: int
     bytes_fetched: int
     evictions: int
     evicted_bytes: int

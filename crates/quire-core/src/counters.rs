@@ -45,6 +45,8 @@ counters! {
     fills, "count", "Granules filled by the pager, on demand or ahead of need.";
     fill_bytes, "bytes", "Bytes filled by the pager.";
     readahead_fills, "count", "Granules filled ahead of need.";
+    readahead_hits, "count", "Granules asked for ahead of need whose sequence has come by since.";
+    readahead_wasted, "count", "Granules asked for ahead of need whose sequence was given up, or that were gone when it came.";
     evictions, "count", "Granules evicted to keep a budget.";
     evicted_bytes, "bytes", "Bytes evicted.";
     written_bytes, "bytes", "Bytes of dirty pages written back.";

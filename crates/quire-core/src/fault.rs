@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::counters::count;
+use crate::counters::{add, count};
 use crate::errors::{FaultCode, StoreError};
 use crate::fill::{Task, Work};
 use crate::interrupt;
@@ -20,6 +20,7 @@ use crate::memory_object::Condition;
 use crate::page::{DIRTY, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
+use crate::readahead::{Fault, Limits};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
 use crate::sys::memory::{self, Touch};
@@ -37,9 +38,9 @@ const REFUSED_GIVES: u64 = 16;
 /// machine does not say.
 const REPEATED: u32 = 8;
 
-/// Resolves a fault on behalf of a thread that waits in the kernel. Called by handler threads;
+/// Resolves a fault on behalf of a `thread` that waits in the kernel. Called by handler threads;
 /// `may_wait` says that another of them is free, so that this one may wait for a slow store.
-pub fn serve(address: usize, touch: Touch, started_ns: u64, may_wait: bool) {
+pub fn serve(address: usize, touch: Touch, thread: u64, started_ns: u64, may_wait: bool) {
     // Not found: it was unmapped meanwhile, which woke the thread.
     let Some((entry, in_flight)) = SPACE.find(address) else {
         return;
@@ -51,7 +52,7 @@ pub fn serve(address: usize, touch: Touch, started_ns: u64, may_wait: bool) {
                 if !object.pages.claim(page, PageState::Absent, PageState::Loading) {
                     continue;
                 }
-                fill_ahead(&entry, page);
+                fill_ahead(&entry, address, thread, true);
                 let waits = object.pager.store().is_slow() && object.condition() == Condition::Healthy;
                 if waits && !may_wait {
                     let work = Work::Demand { page, touch, started_ns };
@@ -65,7 +66,7 @@ pub fn serve(address: usize, touch: Touch, started_ns: u64, may_wait: bool) {
             PageState::Loading => {
                 if object.pages.count_waiter(page, PageState::Loading) {
                     count(&object.counters.waits);
-                    fill_ahead(&entry, page);
+                    fill_ahead(&entry, address, thread, false);
                     return; // the owner wakes the thread
                 }
             }
@@ -124,7 +125,7 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
     } else if stray {
         allow_stray_write(&entry, page, address)
     } else if signals {
-        resolve_here(&entry, page, touch, started_ns)
+        resolve_here(&entry, address, touch, started_ns)
     } else if signal == libc::SIGSEGV {
         true // the range was inaccessible when it was touched and has been made ready since
     } else {
@@ -136,14 +137,14 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
     mended
 }
 
-fn resolve_here(entry: &Arc<MapEntry>, page: PageIndex, touch: Touch, started_ns: u64) -> bool {
-    let object = &entry.object;
+fn resolve_here(entry: &Arc<MapEntry>, address: usize, touch: Touch, started_ns: u64) -> bool {
+    let (object, page) = (&entry.object, entry.page_at(address));
     let mut waited = false;
     loop {
         match object.pages.state(page) {
             PageState::Absent => {
                 if object.pages.claim(page, PageState::Absent, PageState::Loading) {
-                    fill_ahead(entry, page);
+                    fill_ahead(entry, address, thread::key(), true);
                     let loaded = load::load(entry, page, touch, started_ns);
                     collapse_later(entry, page);
                     return loaded;
@@ -159,7 +160,7 @@ fn resolve_here(entry: &Arc<MapEntry>, page: PageIndex, touch: Touch, started_ns
                 if !waited && state == PageState::Loading {
                     waited = true;
                     count(&object.counters.waits);
-                    fill_ahead(entry, page);
+                    fill_ahead(entry, address, thread::key(), false);
                 }
                 object.pages.wait_left(page, state, WAIT);
             }
@@ -219,7 +220,7 @@ fn load_or_allow(
         if touch == Touch::Write {
             fail_stray_write(entry, page, address);
         }
-        return resolve_here(entry, page, touch, started_ns);
+        return resolve_here(entry, address, touch, started_ns);
     }
     let (last, times) = REPEAT.get();
     REPEAT.set((address, if last == address { times + 1 } else { 1 }));
@@ -274,26 +275,34 @@ fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
     filled
 }
 
-/// Hands the pages that the sequential detector asks for to the fill threads, in runs that the
-/// store likes to read at once.
-fn fill_ahead(entry: &Arc<MapEntry>, page: PageIndex) {
+/// Tells readahead of a fault, on a page that was `missing` or on its way, and hands what it asks for to
+/// the fill threads, in runs that the store likes to read at once.
+fn fill_ahead(entry: &Arc<MapEntry>, address: usize, thread: u64, missing: bool) {
     let object = &entry.object;
     let granule = object.granule.0;
     let run = (object.pager.store().run().0 / granule).max(1);
-    let limit = (RUNS_MAX * run).max(WINDOW_MAX).min(object.account.budget().0 / (8 * granule));
-    let mut ahead = object.readahead.lock().note(page, limit, object.page_count().0);
-    while ahead.start < ahead.end && !entry.is_closing() {
-        // Runs end where the store's own units do.
-        let end = ((ahead.start / run + 1) * run).min(ahead.end);
-        let claimed = (ahead.start..end)
+    let window = (RUNS_MAX * run).max(WINDOW_MAX).min(object.account.budget().0 / (8 * granule));
+    let limits = Limits { granule, window, end: object.page_count().0 };
+    let fault = Fault { offset: (address - entry.range.start) as u64, thread, missing };
+    let ahead = object.readahead.lock().note(fault, limits);
+    add(&object.counters.readahead_hits, ahead.hits);
+    add(&object.counters.readahead_wasted, ahead.wasted);
+    ahead.runs(run).take_while(|_| !entry.is_closing()).for_each(|run| submit_ahead(entry, run));
+}
+
+/// Has those of a run of pages filled that are absent.
+fn submit_ahead(entry: &Arc<MapEntry>, mut run: std::ops::Range<u64>) {
+    let object = &entry.object;
+    while run.start < run.end {
+        let claimed = (run.clone())
             .take_while(|page| object.pages.claim(PageIndex(*page), PageState::Absent, PageState::Loading))
             .count() as u64;
         if claimed > 0 {
-            let work = Work::Ahead { first: PageIndex(ahead.start), count: claimed };
+            let work = Work::Ahead { first: PageIndex(run.start), count: claimed };
             let in_flight = object.enter();
             entry.fill.get().submit(Task { entry: Arc::clone(entry), work, in_flight });
         }
-        ahead.start += claimed.max(1);
+        run.start += claimed.max(1);
     }
 }
 

@@ -13,11 +13,13 @@ use super::{Kind, Pmap, RunningPmap, Tracking};
 use crate::fault;
 use crate::sys::lock::Mutex;
 use crate::sys::memory::Range;
-use crate::sys::userfaultfd::{Access, FEATURE_POISON, Message};
+use crate::sys::userfaultfd::{Access, FEATURE_EXACT_ADDRESS, FEATURE_POISON, FEATURE_THREAD_ID, Message};
 use crate::sys::{errno, process, thread};
 
 /// Handler threads at most; a machine with more CPUs serves some faults from another CPU.
 const HANDLERS_MAX: usize = 16;
+/// Readahead follows threads, by the bytes that they touch. Older than poison, so never refused alone.
+const FEATURES: u64 = FEATURE_POISON | FEATURE_THREAD_ID | FEATURE_EXACT_ADDRESS;
 
 /// The pmap.
 pub struct UffdPmap {
@@ -34,7 +36,7 @@ impl UffdPmap {
     /// # Errors
     /// The errno.
     pub fn start(tracking: Tracking) -> Result<Arc<Self>, i32> {
-        let frames = Frames::open(Access::Full, FEATURE_POISON, tracking)?;
+        let frames = Frames::open(Access::Full, FEATURES, tracking)?;
         // SAFETY: no pointers; a new descriptor that nobody else owns.
         let stop = unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -78,9 +80,11 @@ impl UffdPmap {
             // One at a time: a message that is read is this thread's to resolve, and the others
             // should not wait behind it.
             while self.frames.uffd.read(&mut message) == 1 {
-                if let Some(address) = message[0].address() {
+                let message = &message[0];
+                if let Some(address) = message.address() {
                     let others_free = self.free.fetch_sub(1, Ordering::AcqRel) > 1;
-                    fault::serve(address, message[0].touch(), thread::now_ns(), others_free);
+                    let (touch, toucher) = (message.touch(), message.thread());
+                    fault::serve(address, touch, toucher, thread::now_ns(), others_free);
                     self.free.fetch_add(1, Ordering::AcqRel);
                 }
             }
