@@ -236,6 +236,35 @@ class Mapping(_core.MappingBase):
         self.write_bytes(offset, view)
         return len(view)
 
+    def advise(self, advice: str, index: object = None) -> None:
+        """Says how the array is going to be touched (madvise(2), posix_madvise(3)).
+
+        "normal", "sequential" (fill far ahead from the first touch) and "random" (never fill ahead)
+        are about the whole mapping. "willneed" starts to fill a part and does not wait; "dontneed"
+        evicts it, dirty pages written back first.
+
+        Raises:
+            ValueError: no such advice, or an index with advice about the whole mapping.
+            quire.SyncError: as `evict`.
+            TypeError: the index makes a copy of what it selects.
+        """
+        if advice in ("normal", "sequential", "random"):
+            if index is not None:
+                raise ValueError(
+                    f'advice "{advice}" is about the whole mapping: leave the index out'
+                )
+            self.advise_pattern(advice)
+        elif advice == "willneed":
+            _, offset, length = self._part(index)
+            self.will_need(offset, length)
+        elif advice == "dontneed":
+            self.evict(index)
+        else:
+            raise ValueError(
+                f"there is no advice {advice!r}; there are: normal, sequential, random, willneed, "
+                "dontneed"
+            )
+
     def prefetch(self, index: object = None) -> Future[None]:
         """Starts to make a part of the array resident; returns a future that is done when it is.
 

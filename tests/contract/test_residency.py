@@ -117,6 +117,27 @@ def test_evicted_pages_are_written_first(pmap: str, path: Path) -> None:
         del array
 
 
+def test_advice(pmap: str, path: Path) -> None:
+    with open_numbers(path, pmap, budget="64 MiB") as mapping:
+        array = mapping.array
+        mapping.advise("random")
+        assert int(array[:100_000].sum()) == 100_000 * 99_999 // 2
+        assert mapping.statistics().readahead_fills == 0
+        mapping.advise("dontneed", np.s_[:100_000])
+        assert not mapping.resident(np.s_[:90_000]).any()
+        mapping.advise("sequential")
+        assert int(array[0]) == 0
+        wait_until(lambda: mapping.statistics().readahead_fills > 0, "the first touch fills ahead")
+        mapping.advise("normal")
+        mapping.advise("willneed", np.s_[500_000:600_000])
+        wait_until(lambda: mapping.resident(np.s_[500_000:600_000]).all(), "it is filled")
+        with pytest.raises(ValueError, match="whole mapping"):
+            mapping.advise("random", np.s_[:5])
+        with pytest.raises(ValueError, match="willneed"):
+            mapping.advise("hugepage")
+        del array
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_gives_the_right_data(pmap: str, path: Path, policy: str) -> None:
     rng = np.random.default_rng(3)

@@ -16,6 +16,7 @@ use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::{Pager, swap::SwapPager};
 use crate::pmap::{self, Kind, RunningPmap, Tracking};
 use crate::policy;
+use crate::readahead::Advice;
 use crate::residency::{self, PinError};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
@@ -216,6 +217,11 @@ impl Mapping {
     /// Why a page could not be had.
     pub fn populate(&self, span: std::ops::Range<u64>) -> Result<(), StoreError> {
         self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::populate(&entry, span))
+    }
+
+    /// How the mapping is going to be touched.
+    pub fn advise(&self, advice: Advice) {
+        self.object.readahead.lock().set_advice(advice);
     }
 
     /// Starts to fill the pages of these bytes and does not wait.

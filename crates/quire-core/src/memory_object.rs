@@ -254,7 +254,7 @@ impl MemoryObject {
         // SAFETY: one thread, in no call of ours (contract): no guard, borrow or page is in use.
         unsafe {
             self.policy.replace_in_child(new_policy(self.policy_name));
-            self.readahead.replace_in_child(Readahead::default());
+            self.readahead.replace_in_child(Readahead::default()); // its advice goes too: a hint
             self.filler.replace_in_child(Vec::new());
             self.dirty.reset_in_child();
             self.pins.replace_in_child(HashMap::new());

@@ -14,6 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use quire_core::errors::MapError;
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
 use quire_core::pager::swap::SwapPager;
+use quire_core::readahead::Advice;
 use quire_core::residency::PinError;
 use quire_core::store::Store;
 use quire_core::swap::Compression;
@@ -226,6 +227,18 @@ impl MappingBase {
             })
         });
         copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
+    }
+
+    /// How the mapping is going to be touched: "normal", "sequential" or "random".
+    fn advise_pattern(&self, advice: &str) -> PyResult<()> {
+        let advice = match advice {
+            "normal" => Advice::Normal,
+            "sequential" => Advice::Sequential,
+            "random" => Advice::Random,
+            other => return Err(PyValueError::new_err(format!("no pattern {other:?}"))),
+        };
+        self.mapping.advise(advice);
+        Ok(())
     }
 
     /// Starts to fill the pages of these bytes and does not wait.
