@@ -27,6 +27,8 @@ use crate::units::{ByteCount, ByteOffset, PageIndex};
 /// Bytes written at once.
 const WRITE_MAX: u64 = 1 << 20;
 const WAIT: Duration = Duration::from_millis(50);
+/// Longer than a load takes from the installation of its page to its end.
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// Writes back what is dirty in `within`, bytes of the object, and makes it durable: afterwards the
 /// store holds what the array held at the call.
@@ -188,10 +190,11 @@ fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
 }
 
 /// Takes a resident page that holds data; false when it is not there, or, where other pages are held
-/// `beside` it, when it is being loaded: that may wait for room which only those can make. Once a page
-/// that is loaded is found dirty, it has its room.
+/// `beside` it, when its load takes longer than a moment: that may wait for room which only those can
+/// make.
 fn hold(entry: &MapEntry, page: PageIndex, beside: bool) -> bool {
     let pages = &entry.object.pages;
+    let mut waited = false;
     loop {
         match pages.state(page) {
             PageState::Resident if pages.has(page, BAD) => return false,
@@ -200,7 +203,11 @@ fn hold(entry: &MapEntry, page: PageIndex, beside: bool) -> bool {
                     return true;
                 }
             }
-            PageState::Loading if beside && !pages.has(page, DIRTY) => return false,
+            PageState::Loading if beside && waited => return false,
+            PageState::Loading if beside => {
+                pages.wait_left(page, PageState::Loading, MOMENT);
+                waited = true;
+            }
             // A page can be written before the load that installed it is over.
             state @ (PageState::Held | PageState::Evicting | PageState::Loading) => {
                 pages.wait_left(page, state, WAIT);
