@@ -5,8 +5,11 @@
     hot_rows.py       resident pages beside numpy.memmap
     zstd_rows.py      compressed local data beside zarr and tensorstore
     remote_rows.py    HTTP beside obstore and fsspec
-    faults.py         one fault beside the bare floor program (floor.c)
+    paging.py         reading: faults (faults.py), 1 TiB (sparse.py), sequential, resident pages
+    writes.py         random writes over budget, and sync, beside numpy.memmap
+    swap.py           anonymous memory over budget beside the kernel's swap (kernel_swap.py)
     import_time.py    what `import quire` costs
+    floor.py          the bare floor program and its loops (floor.c), compiled
     data.py           the data all of them use
     timing.py         rounds, medians, warm-up
     result.py         figures, targets, tables

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WARM_SECONDS = 0.3
+SETTLE_SECONDS = 0.03
 
 
 def pretouch(size_bytes: int) -> None:
@@ -24,9 +25,12 @@ def pretouch(size_bytes: int) -> None:
     np.ones(size_bytes, dtype=np.uint8)
 
 
-def wake_processor() -> None:
-    """Keeps this CPU busy for a moment, so that its clock is up when the measuring begins."""
-    until = time.perf_counter() + WARM_SECONDS
+def wake_processor(for_seconds: float = WARM_SECONDS) -> None:
+    """Keeps this CPU busy for a moment, so that its clock is up when the measuring begins.
+
+    `SETTLE_SECONDS` are enough between calls of contenders that have kept it busy themselves.
+    """
+    until = time.perf_counter() + for_seconds
     while time.perf_counter() < until:
         pass
 
