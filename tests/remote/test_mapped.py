@@ -112,6 +112,7 @@ def test_what_is_not_there(server: RangeServer, path: str, words: str, number: i
 
 def test_a_pager_that_is_killed_is_started_again(url: str, served_rows: np.ndarray) -> None:
     with quire.open(url, budget=BUDGET) as mapping:
+        mapping.advise("random")  # nothing is there before it is touched
         array = mapping.array
         for row in range(0, len(array), 64):
             (pid,) = pager_pids()

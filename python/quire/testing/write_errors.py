@@ -122,11 +122,11 @@ class WriteErrors(ABC):
     def test_any_write_may_fail_once(
         self, content: bytes, map_writable: Callable[..., quire.Mapping], tmp_path: Path
     ) -> None:
-        """Whichever write it is, by a sync or an eviction: it is told, and nothing is lost.
+        """Whichever write it is, by a sync or an eviction: nothing is lost.
 
-        What a thread wrote whose page could not be had is written again by it, as told.
+        What a thread wrote whose page could not be had is written again by it, as told. An eviction
+        that found another page to evict tells nobody: the page is dirty still, and written later.
         """
-        met = 0
         for number in (0, 1, 2, 3, 5, 8, 13, 21, 34):
             code = (errno.EIO, errno.ENOSPC)[number % 2]
             (tmp_path / str(number)).mkdir()
@@ -138,11 +138,9 @@ class WriteErrors(ABC):
                 assert len(told) <= 1
                 assert [error.errno for error in told] == [code] * len(told)
                 assert all(error.offset is not None for error in told)
-                met += len(told)
                 assert same_bytes(mapping.array, model)
                 assert store.read(0, store.size) == model.tobytes()
                 assert mapping.failed is None
-        assert met > 0
 
     def write_randomly(self, mapping: quire.Mapping, model: Array) -> list[quire.SyncError]:
         """Writes, syncs, and tries again what failed; returns the errors met."""
