@@ -4,7 +4,7 @@
 //! by itself.
 //!
 //! Only mappings that are larger than what they may keep are its business: one that fits is full
-//! without harm.
+//! without harm. See `watermark.rs` for those that are not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ use crate::space::SPACE;
 use crate::sys::lock::Mutex;
 use crate::sys::thread;
 use crate::units::ByteCount;
-use crate::watermark::{BELL, LOW_SHARE, exceeds, is_short};
+use crate::watermark::{BELL, LOW_SHARE, exceeds, is_for_daemon, is_short};
 
 /// How often an automatic budget looks at the machine.
 const LOOK: Duration = Duration::from_millis(100);
@@ -92,7 +92,7 @@ fn work() -> bool {
         let short = is_short(own, LOW_SHARE / 2) && exceeds(entry, own);
         // Who holds most pays for a shortage of the process.
         let pays = over && exceeds(entry, whole) && own.used().0 >= most / 2;
-        if short || pays {
+        if is_for_daemon(entry) && (short || pays) {
             let missing = |account: &Account| {
                 let budget = account.budget().0;
                 account.used().0.saturating_sub(budget - budget / (LOW_SHARE / 2))

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::page_cache::{Account, PAGE_CACHE};
+use crate::pmap::Tracking;
 use crate::space::MapEntry;
 use crate::sys::futex;
 
@@ -51,12 +52,19 @@ pub fn exceeds(entry: &MapEntry, account: &Account) -> bool {
     entry.object.mapped.0.saturating_add(entry.object.load_cost().0) > account.budget().0
 }
 
+/// Whether the daemon may evict pages of a mapping. Not where each page is moved out, which costs the
+/// other CPUs an interrupt for every page: the thread that faults evicts twice as fast by itself
+/// (`bench/writes.py`).
+pub fn is_for_daemon(entry: &MapEntry) -> bool {
+    !(entry.writable && entry.pmap.get().tracking() == Tracking::WpAsync)
+}
+
 /// Rings the daemon when a load of `entry` has left too little room.
 pub fn note_load(entry: &MapEntry) {
     let own = &entry.object.account;
     let short = is_short(own, LOW_SHARE) && exceeds(entry, own)
         || is_short(&PAGE_CACHE.account, LOW_SHARE) && exceeds(entry, &PAGE_CACHE.account);
-    if short && BELL.0.load(Ordering::Relaxed) == ASLEEP {
+    if short && is_for_daemon(entry) && BELL.0.load(Ordering::Relaxed) == ASLEEP {
         BELL.ring();
     }
 }
