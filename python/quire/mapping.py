@@ -341,7 +341,7 @@ class Mapping(_core.MappingBase):
     def set_budget(self, budget: SizeLike | None) -> None:
         """Changes the mapping's budget: an int or text such as "64 MiB"; None for no own one.
 
-        What exceeds a smaller budget is evicted at the next fault.
+        What exceeds a smaller budget is evicted, dirty pages written back first.
         """
         super().set_budget(None if budget is None else parse_size(budget, name="budget"))
 

@@ -13,6 +13,7 @@ use crate::laundry;
 use crate::memory_object::{Condition, InFlight, MemoryObject, Plan};
 use crate::page::PageState;
 use crate::page_cache::{Account, PAGE_CACHE};
+use crate::pageout;
 use crate::pager::{Pager, swap::SwapPager};
 use crate::pmap::{self, Kind, RunningPmap, Tracking};
 use crate::policy;
@@ -272,6 +273,15 @@ impl Mapping {
     pub fn set_budget(&self, budget: ByteCount) -> Result<(), MapError> {
         self.object.check_budget(budget)?;
         self.object.account.set_budget(budget);
+        if let Some((entry, _in_flight)) = self.in_use() {
+            // What cannot go now (on its way, or not to be written back) goes with the next loads.
+            while self.object.account.used() > budget {
+                let over = ByteCount(self.object.account.used().0 - budget.0);
+                if pageout::evict(&entry, over).0.0 == 0 {
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 
