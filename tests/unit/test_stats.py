@@ -5,6 +5,7 @@ import pytest
 import quire
 from quire import _core
 from quire.stats import Statistics
+from quire.testing.waiting import wait_until
 
 
 def test_fields_are_exactly_what_the_core_counts(rows_file):
@@ -37,6 +38,11 @@ def test_counts_of_a_mapping_and_of_the_process(rows_file, rows):
     before = quire.statistics()
     with quire.open(rows_file, budget="1 MiB", granule="64 KiB") as mapping:
         assert mapping.array.sum() == rows.sum()
+
+        def all_counted() -> bool:
+            return mapping.statistics().fill_bytes >= rows.nbytes
+
+        wait_until(all_counted, "a page is counted a moment after it can be read")
         ours = mapping.statistics()
     after = quire.statistics()
     assert ours.faults > 0
