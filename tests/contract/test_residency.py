@@ -171,6 +171,22 @@ def test_the_page_daemon_keeps_some_free(pmap: str, path: Path) -> None:
         assert mapping.statistics().evictions == 0
 
 
+def test_a_smaller_budget_evicts_at_once(pmap: str, path: Path) -> None:
+    with open_numbers(path, pmap, budget="64 MiB", mode="r+") as mapping:
+        mapping.array[:] += 1
+        mapping.set_budget("2 MiB")
+        assert mapping.statistics().resident_bytes <= 2 << 20
+        mapping.set_budget("64 MiB")
+        assert mapping.array[-1] == COUNT
+        mapping.prefetch().result(20)
+        try:
+            quire.set_budget("3 MiB")
+            assert quire.statistics().resident_bytes <= 3 << 20
+        finally:
+            quire.set_budget(None)
+        assert np.array_equal(mapping.array, np.arange(1, COUNT + 1))
+
+
 def test_an_automatic_budget(pmap: str, path: Path) -> None:
     quire.set_budget("auto")
     try:

@@ -72,6 +72,8 @@ fn serve(stop: &AtomicBool) {
         BELL.hush();
         if is_automatic() {
             budget.step();
+        } else {
+            budget.running = None; // it begins anew when it is asked for again
         }
         if !work() && !stop.load(Ordering::Acquire) {
             let limit = if is_automatic() { LOOK } else { Duration::from_secs(3600) };
@@ -140,7 +142,7 @@ pub fn least_budget() -> ByteCount {
 }
 
 /// Evicts until the process-wide budget holds, or nothing more can go.
-fn shrink() {
+pub fn shrink() {
     let account = &PAGE_CACHE.account;
     while account.used() > account.budget() {
         let over = ByteCount(account.used().0 - account.budget().0);

@@ -340,6 +340,7 @@ pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
         )));
     }
     PAGE_CACHE.account.set_budget(budget);
+    daemon::shrink();
     Ok(())
 }
 
