@@ -1,4 +1,4 @@
-"""`floor.c`, compiled: the floor program, and its loops for the memory of anybody's mapping."""
+"""`floor.c` and `floor_writes.c`, compiled: the floor programs, and loops for anybody's memory."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ class Floor:
     """The compiled program and its loops."""
 
     def __init__(self, out: Path, *, build: bool = True) -> None:
-        """Compiles `floor.c` into `out`, or finds it there.
+        """Compiles the programs into `out`, or finds them there.
 
         Raises:
             RuntimeError: there is no C compiler.
         """
-        self._program, shared = out / "floor", out / "floor.so"
+        self._program, self._writes = out / "floor", out / "floor_writes"
+        shared = out / "floor.so"
         if build:
-            _compile(self._program)
-            _compile(shared, "-shared", "-fPIC")
+            _compile("floor.c", self._program)
+            _compile("floor.c", shared, "-shared", "-fPIC")
+            _compile("floor_writes.c", self._writes)
         self._library = ctypes.CDLL(str(shared))
         address, number = ctypes.c_void_p, ctypes.c_uint64
         self._declare("touch", address, address, number, address, number, address, number)
@@ -67,6 +69,12 @@ class Floor:
         argv = [str(self._program), mode, str(path), *numbers]
         said = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
         return Run(np.array(said["spent"], dtype=np.uint64), said["elapsed"])
+
+    def writes(self, path: Path, budget_bytes: int, warm: int, count: int, seed: int) -> int:
+        """Runs `floor_writes.c` anew on a file, which it changes; nanoseconds of `count` writes."""
+        argv = [str(self._writes), str(path), *map(str, (budget_bytes, warm, count, seed))]
+        said = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+        return int(said["elapsed"])
 
     def touch(self, address: int, pages: Pages, every: int = 0) -> Pages:
         """Touches pages one by one, on one CPU or moving on after `every`; nanoseconds of each."""
@@ -96,12 +104,12 @@ class Floor:
         return int(self._library.read_through(address, size_bytes // 8))
 
 
-def _compile(target: Path, *options: str) -> None:
+def _compile(source: str, target: Path, *options: str) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         raise RuntimeError("no C compiler: install one, for example `apt-get install gcc`")
-    source = Path(__file__).with_name("floor.c")
-    subprocess.run([compiler, "-O2", *options, "-o", target, source, "-lpthread"], check=True)
+    path = Path(__file__).with_name(source)
+    subprocess.run([compiler, "-O2", *options, "-o", target, path, "-lpthread"], check=True)
 
 
 def scattered(random: Any, pages: int, count: int, granule: int = PAGE_BYTES) -> Pages:

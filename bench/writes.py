@@ -2,8 +2,9 @@
 
 The writes are increments by a compiled loop (`floor.c`) whose threads never share a word; or
 assignments by numpy's fancy indexing. Nothing may be lost: afterwards every word of the array, and
-of the file, holds just what was written to it. The kernel's own mapping stands beside for
-information: nothing bounds what it keeps.
+of the file, holds just what was written to it. Beside one thread's writes stands the floor
+program (`floor_writes.c`), the same work with nothing around it: what this machine can do at all.
+The kernel's own mapping is there for information: nothing bounds what it keeps.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ WARM_COUNT = 20_000
 BATCH_COUNT = 5_000
 DIRTY_PAGES = 1_000
 RATE_LIMIT = 150.0
+# The floor has no page states, locks, policy or errors: as fast as it is fast enough.
+FLOOR_TIMES = 1.0
 PMAPS = ("uffd", "inline")
 KINDS = ("file", "anonymous")
 # A round takes a few seconds: past these it hangs, and shows where.
@@ -61,6 +64,8 @@ def run(context: Context) -> Topic:
                 for pmap in (PMAPS if what != "numpy" else PMAPS[:1])
             }
             calls["np.memmap, no budget"] = _memmap(path, work)
+            if what == "one thread":
+                calls["floor, inline"] = _floor(floor, path, size, random)
             wake_processor()
             rates = rounds_of(calls, max(5, context.rounds), context.seed)
             topic.add(rates, "thousand a second", 1.0, f"random writes, {what}")
@@ -69,6 +74,14 @@ def run(context: Context) -> Topic:
                     rate = median(rates[name])
                     wanted = f"random writes, {what}, {name.removeprefix('quire ')}"
                     topic.want(wanted, rate, RATE_LIMIT, at_least=True, unit=" thousand a second")
+            if "floor, inline" in rates:
+                beside = median(rates["quire file, inline"]) / median(rates["floor, inline"])
+                topic.want(
+                    f"random writes, {what}, file, inline: rate beside the floor's",
+                    beside,
+                    FLOOR_TIMES,
+                    at_least=True,
+                )
         topic.checks.append(
             "after each round every word of the array and, after closing, of the file holds what "
             "was written to it"
@@ -157,6 +170,16 @@ def _mapped(path: Path, size: int, kind: str, pmap: str) -> Iterator[quire.Mappi
         advise("random")
     with mapping:
         yield mapping
+
+
+def _floor(floor: Floor, path: Path, size: int, random: Any) -> Callable[[], float]:
+    """The floor program on the same file; it compares the file itself."""
+
+    def call() -> float:
+        seed = int(random.integers(1, 1 << 30))
+        return WRITE_COUNT / (floor.writes(path, size // 4, WARM_COUNT, WRITE_COUNT, seed) / 1e6)
+
+    return call
 
 
 def _memmap(path: Path, work: Work) -> Callable[[], float]:
