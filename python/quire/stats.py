@@ -31,7 +31,9 @@ class Statistics:
         bytes_fetched: bytes read from the disk or the network; compressed ones where the source is.
         evictions: granules evicted to keep a budget.
         evicted_bytes: bytes of them.
-        resident_bytes: what is held now: pages and quire's buffers.
+        second_chance_hits: of the evicted granules, those that were touched while their bytes
+            stood by to be dropped, and came back without a load. Only where a load is slow.
+        resident_bytes: what is held now: pages, those that stand by, and quire's buffers.
         peak_resident_bytes: the most that was held.
         buffer_bytes: what stores keep for good: shared memory of pager processes, workspaces and
             tables of zstd; part of what is held.
@@ -60,6 +62,7 @@ class Statistics:
     bytes_fetched: int
     evictions: int
     evicted_bytes: int
+    second_chance_hits: int
     resident_bytes: int
     peak_resident_bytes: int
     buffer_bytes: int

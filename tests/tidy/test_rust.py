@@ -26,7 +26,7 @@ LAYERS = (
     ("space",),
     ("memory_object",),
     ("page_cache", "pager", "pmap"),
-    ("page", "policy", "readahead", "pressure", "dirty"),
+    ("page", "policy", "standby", "readahead", "pressure", "dirty"),
     ("store", "swap"),
     ("interrupt", "buffers"),
     ("counters",),

@@ -49,6 +49,7 @@ counters! {
     readahead_wasted, "count", "Granules asked for ahead of need whose sequence was given up, or that were gone when it came.";
     evictions, "count", "Granules evicted to keep a budget.";
     evicted_bytes, "bytes", "Bytes evicted.";
+    second_chance_hits, "count", "Evicted granules that were touched while they stood by, and came back without a load.";
     written_bytes, "bytes", "Bytes of dirty pages written back.";
     swapped_in_bytes, "bytes", "Bytes of pages that came back from swap.";
     syncs, "count", "Syncs of the store.";

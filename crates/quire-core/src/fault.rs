@@ -53,7 +53,9 @@ pub fn serve(address: usize, touch: Touch, thread: u64, started_ns: u64, may_wai
                     continue;
                 }
                 fill_ahead(&entry, address, thread, true);
-                let waits = object.pager.store().is_slow() && object.condition() == Condition::Healthy;
+                let waits = object.pager.store().is_slow()
+                    && object.condition() == Condition::Healthy
+                    && !object.standby.holds(page);
                 if waits && !may_wait {
                     let work = Work::Demand { page, touch, started_ns };
                     entry.fill.get().submit(Task { entry: Arc::clone(&entry), work, in_flight });
@@ -294,9 +296,7 @@ fn fill_ahead(entry: &Arc<MapEntry>, address: usize, thread: u64, missing: bool)
 fn submit_ahead(entry: &Arc<MapEntry>, mut run: std::ops::Range<u64>) {
     let object = &entry.object;
     while run.start < run.end {
-        let claimed = (run.clone())
-            .take_while(|page| object.pages.claim(PageIndex(*page), PageState::Absent, PageState::Loading))
-            .count() as u64;
+        let claimed = (run.clone()).take_while(|page| object.claim_ahead(PageIndex(*page))).count() as u64;
         if claimed > 0 {
             let work = Work::Ahead { first: PageIndex(run.start), count: claimed };
             let in_flight = object.enter();

@@ -141,17 +141,24 @@ fn rewrite(entry: &MapEntry, page: PageIndex, span: Span<u64>) -> Result<(), Sto
         }
         // Nobody may load, change and evict it between the read and the write.
         if pages.claim(page, PageState::Absent, PageState::Loading) {
-            let written = rewrite_absent(&entry.object, span);
+            let written = rewrite_absent(&entry.object, page, span);
             entry.give_up(page);
             return written;
         }
         if pages.has(page, BAD) || pages.state(page) == PageState::Poisoned {
-            return rewrite_absent(&entry.object, span);
+            return rewrite_absent(&entry.object, page, span);
         }
     }
 }
 
-fn rewrite_absent(object: &MemoryObject, span: Span<u64>) -> Result<(), StoreError> {
+fn rewrite_absent(object: &MemoryObject, page: PageIndex, span: Span<u64>) -> Result<(), StoreError> {
+    if let Some(frame) = object.standby.take(page) {
+        let start = (span.start - page.offset(object.granule).0) as usize;
+        let bytes = &frame.bytes()[start..start + (span.end - span.start) as usize];
+        let written = put(object, ByteOffset(span.start), bytes);
+        object.standby.give_back(page, frame);
+        return written;
+    }
     let mut bytes = vec![0; (span.end - span.start) as usize];
     object.pager.get_page(ByteOffset(span.start), &mut bytes, &object.counters)?;
     put(object, ByteOffset(span.start), &bytes)
@@ -258,18 +265,33 @@ fn put(object: &MemoryObject, offset: ByteOffset, bytes: &[u8]) -> Result<(), St
     Ok(())
 }
 
+/// Has pages stand by that the caller owns, that are there and written back, as long as there are
+/// empty frames. No thread can store to them: they are protected, or moved out to `places`.
+#[allow(unsafe_code)]
+pub fn stand_by(entry: &MapEntry, pages: impl Iterator<Item = (PageIndex, Range)>) {
+    for (page, place) in pages.filter(|(page, _)| !entry.object.pages.has(*page, BAD)) {
+        // SAFETY: whole pages that are present, stay and do not change meanwhile (contract).
+        let bytes = unsafe { std::slice::from_raw_parts(place.start as *const u8, place.len) };
+        if !entry.object.standby.put(page, bytes) {
+            return;
+        }
+    }
+}
+
 /// Removes pages of a writable mapping that the caller has moved to EVICTING, written back where
-/// they are dirty. Those that cannot be written stay. Returns the bytes freed.
+/// they are dirty; they stand by where the caller wants them `kept`. Those that cannot be written
+/// stay. Returns the bytes freed.
 pub fn evict_claimed(
     entry: &MapEntry,
     mut victims: Vec<(PageIndex, Range)>,
+    kept: bool,
 ) -> (ByteCount, Result<(), StoreError>) {
     victims.sort_unstable_by_key(|(page, _)| *page);
     let notes = &entry.object.dirty;
     notes.scan.lock().0.extend(victims.iter().map(|(page, _)| *page));
     let result = match scans(entry) {
-        Some(frames) => move_out(entry, frames, &victims),
-        None => protect_and_write(entry, &victims),
+        Some(frames) => move_out(entry, frames, &victims, kept),
+        None => protect_and_write(entry, &victims, kept),
     };
     let mut leaving = notes.scan.lock();
     leaving.0.retain(|page| victims.binary_search_by_key(page, |(victim, _)| *victim).is_err());
@@ -296,6 +318,7 @@ fn settle(entry: &MapEntry, victims: &[(PageIndex, Range)], gone: &[bool]) -> By
 fn protect_and_write(
     entry: &MapEntry,
     victims: &[(PageIndex, Range)],
+    kept: bool,
 ) -> (ByteCount, Result<(), StoreError>) {
     let object = &entry.object;
     let dirty = |page: PageIndex| object.pages.has(page, DIRTY) && !object.pages.has(page, BAD);
@@ -315,9 +338,11 @@ fn protect_and_write(
             result = Err(error);
         }
     }
-    let leaving: Vec<Range> =
-        victims.iter().zip(&gone).filter(|(_, gone)| **gone).map(|(v, _)| v.1).collect();
-    entry.pmap.get().remove(&leaving);
+    let leaving = victims.iter().zip(&gone).filter(|(_, gone)| **gone).map(|(victim, _)| *victim);
+    if kept {
+        stand_by(entry, leaving.clone());
+    }
+    entry.pmap.get().remove(&leaving.map(|(_, range)| range).collect::<Vec<_>>());
     (settle(entry, victims, &gone), result)
 }
 
@@ -326,6 +351,7 @@ fn move_out(
     entry: &MapEntry,
     frames: &Frames,
     victims: &[(PageIndex, Range)],
+    kept: bool,
 ) -> (ByteCount, Result<(), StoreError>) {
     let object = &entry.object;
     let mut gone = vec![false; victims.len()];
@@ -368,6 +394,10 @@ fn move_out(
             }
             result = Err(error);
         }
+    }
+    if kept {
+        let moved = (0..victims.len()).filter(|index| gone[*index]);
+        stand_by(entry, moved.map(|index| (victims[index].0, places[index])));
     }
     let freed = settle(entry, victims, &gone);
     frames.give_scratch(scratch, total);

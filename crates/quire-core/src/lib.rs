@@ -16,7 +16,8 @@
 //!   space              map entries by address
 //!   memory_object      pages, pager, account, condition
 //!   page_cache  pager  pmap   budgets; where pages come from; translations
-//!   page  policy  readahead  dirty   states; victims; sequences; pages on their way back
+//!   page  policy  standby  readahead  dirty   states; victims, and their second chance; sequences;
+//!                      pages on their way back
 //!   pressure           a budget from what the machine has free
 //!   store  swap        bytes; pages that were evicted from memory that has no source
 //!   sys                system calls
@@ -27,7 +28,7 @@
 //!
 //! `runtime::RUNTIME` (held while threads are started and joined), then `space::SPACE`; all others are
 //! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler, pins}`, those of `Dirty` (`syncing` is held over a whole sync),
-//! `FillPool`, `Granules::starts`, `Chunks::marks`, `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
+//! `FillPool`, `Standby::list`, `Granules::starts`, `Chunks::marks`, `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
 //! leaves. No lock of ours is ever held while user memory is touched, so a signal handler that resolves
@@ -59,6 +60,7 @@ pub mod readahead;
 pub mod residency;
 pub mod runtime;
 pub mod space;
+pub mod standby;
 pub mod store;
 pub mod swap;
 pub mod sys;

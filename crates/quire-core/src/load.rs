@@ -30,6 +30,10 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
     let object = &entry.object;
     let cost = object.load_cost();
     let protection = Protection::of(entry, page, touch);
+    if bring_back(entry, page, &protection) {
+        note_resolved(entry, started_ns);
+        return true;
+    }
     let filled = pageout::reserve(entry, cost)
         .inspect(|()| watermark::note_load(entry))
         .inspect_err(|_| PAGE_CACHE.charge(&object.account, cost)) // what shows the error must fit
@@ -49,9 +53,39 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
             cannot_fill(entry, page, error, cost)
         }
     };
-    count(&object.counters.faults);
-    object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
+    note_resolved(entry, started_ns);
     done
+}
+
+fn note_resolved(entry: &MapEntry, started_ns: u64) {
+    count(&entry.object.counters.faults);
+    entry.object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
+}
+
+/// Shows a page again that stands by. False where it does not, or where there is no room: to wait for
+/// room with its frame in hand could be to wait for itself, so it is dropped then.
+fn bring_back(entry: &MapEntry, page: PageIndex, protection: &Protection) -> bool {
+    let object = &entry.object;
+    let Some(frame) = object.standby.take(page) else { return false };
+    let room = object.granule;
+    let mut shown = object.condition() == Condition::Healthy && pageout::try_reserve(entry, room);
+    if shown {
+        watermark::note_load(entry);
+        object.pages.mark(page, protection.flags & DIRTY, 0); // as in `load`
+        let bytes = &frame.bytes()[..object.page_len(page)];
+        shown = install(entry, page, bytes, protection.protected).is_ok();
+        if !shown {
+            object.pages.mark(page, 0, DIRTY);
+            entry.pmap.get().remove(&[entry.page_range(page)]);
+            PAGE_CACHE.release(&object.account, room);
+        }
+    }
+    object.standby.give(frame);
+    if shown {
+        count(&object.counters.second_chance_hits);
+        make_resident(entry, page, REFERENCED | protection.flags, room);
+    }
+    shown
 }
 
 /// How a page is installed.
@@ -80,6 +114,8 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
     let object = &entry.object;
     let run = (first.0..first.0 + pages).map(PageIndex);
     let cost = object.run_cost(pages);
+    // Evicted between the look and the claim.
+    run.clone().filter_map(|page| object.standby.take(page)).for_each(|frame| object.standby.give(frame));
     let wanted = !entry.is_closing() && object.condition() == Condition::Healthy;
     if !wanted || !pageout::try_reserve(entry, cost) {
         run.for_each(|page| entry.give_up(page));
@@ -121,7 +157,11 @@ fn fill_and_install(
         .map_err(|error| StoreError::new(FaultCode::Io, offset, error.to_string()))?;
     let len = (pages * object.granule.0).min(object.mapped.0 - offset.0);
     let bytes = buffer.slice_mut(ByteCount(len).as_usize());
+    let started_ns = thread::now_ns();
     let installed = object.pager.get_page(offset, bytes, &object.counters).and_then(|()| {
+        if pages == 1 {
+            object.note_fill(thread::now_ns().saturating_sub(started_ns));
+        }
         let chunks = bytes.chunks(object.granule.as_usize());
         (first.0..)
             .zip(chunks)

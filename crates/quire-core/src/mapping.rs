@@ -259,11 +259,13 @@ impl Mapping {
         self.in_use().map_or(Ok(ByteCount(0)), |(entry, _in_flight)| residency::evict(&entry, span))
     }
 
-    /// One byte per granule: 1 resident, 0 not.
+    /// One byte per granule: 1 resident or standing by, 0 not.
     pub fn resident(&self) -> Vec<u8> {
         let pages = &self.object.pages;
         let here = |p| matches!(pages.state(PageIndex(p)), PageState::Resident | PageState::Held);
-        (0..pages.len() as u64).map(|p| u8::from(here(p))).collect()
+        let mut resident: Vec<u8> = (0..pages.len() as u64).map(|p| u8::from(here(p))).collect();
+        self.object.standby.pages().iter().for_each(|page| resident[page.0 as usize] = 1);
+        resident
     }
 
     /// Changes the mapping's own budget.
@@ -306,6 +308,7 @@ impl Mapping {
         if let Some(swap) = self.object.pager.swap() {
             swap.swap().end();
         }
+        self.object.standby.clear();
         PAGE_CACHE.release(&self.object.account, self.object.account.used());
         add(&RETIRED_FETCHED, self.object.pager.store().bytes_fetched());
         RETIRED.lock().get_or_insert_default().absorb(&entry.object.counters);

@@ -10,11 +10,12 @@ use crate::counters::{Counters, add};
 use crate::dirty::Dirty;
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
-use crate::page::PageTable;
+use crate::page::{PageState, PageTable};
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::Pager;
 use crate::policy::{self, Policy};
 use crate::readahead::Readahead;
+use crate::standby::Standby;
 use crate::sys::fork::ForkMutex;
 use crate::sys::futex;
 use crate::sys::memory::page_bytes;
@@ -44,6 +45,21 @@ pub struct Plan {
     pub policy: &'static str,
 }
 
+/// What a page costs that stands by and is touched again: the fault, and two copies of its bytes, one of
+/// them by the kernel.
+const SOFT_FAULT_NS: u64 = 4000;
+const COPIED_PER_NS: u64 = 2;
+/// So many times as much is dear: about every third of the pages that stand by is touched again, and half
+/// of these would have stayed without a fault had no page stood by.
+const DEAR: u64 = 6;
+
+/// A moving average after one more reading; 0 before the first. Each weighs an eighth, and none counts for
+/// more than four times the average: that a thread lost its CPU meanwhile says nothing of the pager.
+fn averaged(mean: u64, ns: u64) -> u64 {
+    let next = if mean == 0 { ns } else { mean - mean / 8 + ns.min(4 * mean) / 8 };
+    next.max(8) // less would not grow again
+}
+
 fn new_policy(name: &str) -> Box<dyn Policy> {
     policy::by_name(name).expect("the name is one of `policy::NAMES`")
 }
@@ -64,6 +80,8 @@ pub struct MemoryObject {
     pub counters: Counters,
     /// Which resident page goes next.
     pub policy: ForkMutex<Box<dyn Policy>>,
+    /// Pages that the policy gave up and that are not dropped yet.
+    pub standby: Standby,
     /// Its name.
     pub policy_name: &'static str,
     /// Which pages to fill ahead.
@@ -76,6 +94,8 @@ pub struct MemoryObject {
     pub dirty: Dirty,
     /// Bytes of the mapping: the data rounded up to hardware pages.
     pub mapped: ByteCount,
+    /// Time in which the pager gets one page, on average of late; 0 before the first.
+    fill_ns: AtomicU64,
     condition: AtomicU8,
     failure: ForkMutex<Option<PageError>>,
     in_flight: AtomicU32,
@@ -109,6 +129,8 @@ impl MemoryObject {
             account: Account::new(budget),
             counters: Counters::default(),
             policy: ForkMutex::new(new_policy(policy)),
+            standby: Standby::new(granule),
+            fill_ns: AtomicU64::new(0),
             policy_name: policy,
             readahead: ForkMutex::new(Readahead::default()),
             filler: ForkMutex::new(Vec::new()),
@@ -159,6 +181,18 @@ impl MemoryObject {
         ByteCount(2 * read.0 + self.pager.buffer_bytes(read).0)
     }
 
+    /// Notes how long the pager took for one page.
+    pub fn note_fill(&self, ns: u64) {
+        let mean = self.fill_ns.load(Ordering::Relaxed);
+        self.fill_ns.store(averaged(mean, ns), Ordering::Relaxed); // of two at once one is lost: no harm
+    }
+
+    /// Whether to get a page again costs so much more than to have it stand by that evicted pages should.
+    pub fn is_dear_to_fill(&self) -> bool {
+        let standby_ns = SOFT_FAULT_NS + self.granule.0 / COPIED_PER_NS;
+        self.fill_ns.load(Ordering::Relaxed) > DEAR * standby_ns
+    }
+
     /// Pages that the policy knows, in order.
     pub fn resident_pages(&self) -> Vec<PageIndex> {
         let mut pages = Vec::new();
@@ -168,6 +202,11 @@ impl MemoryObject {
         });
         pages.sort_unstable();
         pages
+    }
+
+    /// Claims a page that is to be filled ahead of need; false where it is not absent, or stands by.
+    pub fn claim_ahead(&self, page: PageIndex) -> bool {
+        !self.standby.holds(page) && self.pages.claim(page, PageState::Absent, PageState::Loading)
     }
 
     /// Number of granules.
@@ -255,6 +294,7 @@ impl MemoryObject {
         unsafe {
             self.policy.replace_in_child(new_policy(self.policy_name));
             self.readahead.replace_in_child(Readahead::default()); // its advice goes too: a hint
+            self.standby.reset_in_child();
             self.filler.replace_in_child(Vec::new());
             self.dirty.reset_in_child();
             self.pins.replace_in_child(HashMap::new());
@@ -303,5 +343,23 @@ impl Drop for InFlight {
         if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             futex::wake_all(&self.0.in_flight);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(mean: u64, readings: &[u64]) -> u64 {
+        readings.iter().fold(mean, |mean, ns| averaged(mean, *ns))
+    }
+
+    #[test]
+    fn an_average_follows_the_pager_and_no_outlier() {
+        assert_eq!(after(0, &[7000]), 7000);
+        assert!(after(7000, &[50_000_000]) < 10_000, "one thread that lost its CPU");
+        assert!(after(7000, &[1_000_000; 40]) > 900_000, "it has become slow");
+        assert!(after(1_000_000, &[7000; 60]) < 10_000, "and fast again");
+        assert!(after(0, &[0; 100]) > 0 && after(after(0, &[0; 100]), &[100_000; 60]) > 80_000);
     }
 }

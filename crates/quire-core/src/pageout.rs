@@ -1,6 +1,9 @@
 //! Eviction: makes room within a budget by removing pages that the policy chooses. Clean pages go
 //! in batches, as one removal of many costs one TLB shoot-down; pages of writable mappings go by
 //! way of the laundry.
+//!
+//! Where a page is dear to get again, it stands by (`standby.rs`) when the policy gives it up, and the
+//! pages that have stood by longest are dropped in its stead.
 
 use crate::counters::add;
 use crate::errors::StoreError;
@@ -72,38 +75,25 @@ fn room_of((freed, result): (ByteCount, Result<(), StoreError>)) -> Room {
 /// why dirty pages stayed.
 pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), StoreError>) {
     let object = &entry.object;
-    let mut victims: Vec<(PageIndex, Range)> = Vec::new();
-    let mut chosen = ByteCount(0);
-    {
-        let mut policy = object.policy.lock();
-        let mut left = policy.len();
-        while chosen < target && victims.len() < BATCH_PAGES && left > 0 {
-            left -= 1;
-            let Some(page) = policy.victim(&mut |page| object.pages.take_referenced(page)) else {
-                break;
-            };
-            // All of a huge page or nothing: a part of one frees no memory.
-            let block = entry.huge_block(page).unwrap_or(page.0..page.0 + 1);
-            for page in block.map(PageIndex) {
-                if object.pages.claim(page, PageState::Resident, PageState::Evicting) {
-                    let range = entry.page_range(page);
-                    chosen.0 += range.len as u64;
-                    victims.push((page, range));
-                } else if matches!(object.pages.state(page), PageState::Resident | PageState::Held) {
-                    policy.insert(page); // pinned, or being written back
-                }
-            }
-        }
-        if entry.huge {
-            policy.retain(&mut |page| {
-                object.pages.has(page, PINNED) || object.pages.state(page) == PageState::Resident
-            });
-        }
+    let Plan { frames, kept, surplus } = plan(entry, target);
+    if surplus > 0 {
+        return (shrink_standby(entry, surplus), Ok(()));
     }
+    let grown = ByteCount(frames as u64 * object.granule.0);
+    let (victims, chosen) = choose(entry, ByteCount(target.0 + grown.0));
     let claimed = victims.len() as u64;
+    if claimed == 0 {
+        return (shrink_standby(entry, pages_in(entry, target)), Ok(()));
+    }
+    if kept {
+        object.standby.make_empty(victims.len());
+    }
     let (freed, result) = if entry.writable {
-        laundry::evict_claimed(entry, victims)
+        laundry::evict_claimed(entry, victims, kept)
     } else {
+        if kept {
+            laundry::stand_by(entry, victims.iter().copied());
+        }
         (remove_claimed(entry, &victims), Ok(()))
     };
     add(
@@ -111,7 +101,93 @@ pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), Stor
         if freed == chosen { claimed } else { freed.0.div_ceil(object.granule.0) },
     );
     add(&object.counters.evicted_bytes, freed.0);
-    (freed, result)
+    let spare = ByteCount(freed.0.saturating_sub(target.0).min(grown.0));
+    (ByteCount(freed.0 - grow_standby(entry, spare).0), result)
+}
+
+/// How an eviction treats the pages that stand by.
+struct Plan {
+    /// Whether victims stand by.
+    kept: bool,
+    /// Frames to be added for the next victims.
+    frames: usize,
+    /// Frames that are too many, as far as this eviction needs them.
+    surplus: usize,
+}
+
+/// They are a quarter of what the object holds beside two loads; never more than a half, when it
+/// comes to hold less.
+fn plan(entry: &MapEntry, target: ByteCount) -> Plan {
+    let object = &entry.object;
+    let kept = !entry.huge && entry.pmap.get().kind().has_pointer() && object.is_dear_to_fill();
+    let frames = object.standby.frames();
+    if !kept && frames == 0 {
+        return Plan { kept, frames: 0, surplus: 0 };
+    }
+    let apart = object.pager.standing_bytes().0 + 2 * object.load_cost().0;
+    let held = object.account.used().0.saturating_sub(apart) / object.granule.0;
+    let [least, most] = if kept { [held / 4, held / 2] } else { [0, 0] }.map(|count| count as usize);
+    let pages = pages_in(entry, target);
+    Plan {
+        kept,
+        frames: least.saturating_sub(frames).min(pages),
+        surplus: frames.saturating_sub(most).min(pages),
+    }
+}
+
+fn pages_in(entry: &MapEntry, bytes: ByteCount) -> usize {
+    bytes.0.div_ceil(entry.object.granule.0) as usize
+}
+
+/// Adds empty frames where there is room for them after all; returns their bytes.
+fn grow_standby(entry: &MapEntry, spare: ByteCount) -> ByteCount {
+    let object = &entry.object;
+    let granule = object.granule.0;
+    let charge = ByteCount(spare.0 / granule * granule);
+    if charge.0 == 0 || !PAGE_CACHE.try_reserve(&object.account, charge) {
+        return ByteCount(0);
+    }
+    let added = ByteCount(object.standby.grow((charge.0 / granule) as usize) as u64 * granule);
+    PAGE_CACHE.release(&object.account, ByteCount(charge.0 - added.0));
+    added
+}
+
+fn shrink_standby(entry: &MapEntry, frames: usize) -> ByteCount {
+    let freed = entry.object.standby.shrink(frames);
+    PAGE_CACHE.release(&entry.object.account, freed);
+    freed
+}
+
+/// Asks the policy for victims of `target` bytes and moves them to EVICTING.
+fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, ByteCount) {
+    let object = &entry.object;
+    let mut victims: Vec<(PageIndex, Range)> = Vec::new();
+    let mut chosen = ByteCount(0);
+    let mut policy = object.policy.lock();
+    let mut left = policy.len();
+    while chosen < target && victims.len() < BATCH_PAGES && left > 0 {
+        left -= 1;
+        let Some(page) = policy.victim(&mut |page| object.pages.take_referenced(page)) else {
+            break;
+        };
+        // All of a huge page or nothing: a part of one frees no memory.
+        let block = entry.huge_block(page).unwrap_or(page.0..page.0 + 1);
+        for page in block.map(PageIndex) {
+            if object.pages.claim(page, PageState::Resident, PageState::Evicting) {
+                let range = entry.page_range(page);
+                chosen.0 += range.len as u64;
+                victims.push((page, range));
+            } else if matches!(object.pages.state(page), PageState::Resident | PageState::Held) {
+                policy.insert(page); // pinned, or being written back
+            }
+        }
+    }
+    if entry.huge {
+        policy.retain(&mut |page| {
+            object.pages.has(page, PINNED) || object.pages.state(page) == PageState::Resident
+        });
+    }
+    (victims, chosen)
 }
 
 /// Gives back what a refusal of the kernel says is short: pages of `entry`, or else of others.

@@ -13,6 +13,7 @@ use crate::laundry;
 use crate::load;
 use crate::memory_object::MemoryObject;
 use crate::page::{DIRTY, PINNED, PageState, REFERENCED};
+use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::pmap::Tracking;
 use crate::space::MapEntry;
@@ -58,7 +59,7 @@ pub fn submit(entry: &Arc<MapEntry>, pages: Span<u64>, run: u64) {
     let mut first = pages.start;
     while first < pages.end && !entry.is_closing() {
         let end = ((first / run + 1) * run).min(pages.end);
-        let claim = |page: &u64| object.pages.claim(PageIndex(*page), PageState::Absent, PageState::Loading);
+        let claim = |page: &u64| object.claim_ahead(PageIndex(*page));
         let count = (first..end).take_while(claim).count() as u64;
         if count > 0 {
             let work = Work::Ahead { first: PageIndex(first), count };
@@ -123,7 +124,7 @@ fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
     let mut pins = entry.object.pins.lock();
     let new = pages.clone().filter(|page| !pins.contains_key(&PageIndex(*page))).count() as u64;
     let pinned = (pins.len() as u64 + new) * object.granule.0;
-    let budget = object.account.budget().0.min(crate::page_cache::PAGE_CACHE.account.budget().0);
+    let budget = object.account.budget().0.min(PAGE_CACHE.account.budget().0);
     let least = pinned + 2 * object.load_cost().0 + object.pager.standing_bytes().0;
     if least > budget {
         return Err(PinError::Map(MapError::Budget(format!(
@@ -179,7 +180,8 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
     } else {
         span.end / object.granule.0
     };
-    let mut freed = ByteCount(0);
+    let mut freed = object.standby.drop_pages(|page| whole.contains(&page.0));
+    PAGE_CACHE.release(&object.account, freed);
     let resident: Vec<PageIndex> =
         object.resident_pages().into_iter().filter(|page| whole.contains(&page.0)).collect();
     for batch in resident.chunks(BATCH) {
@@ -191,7 +193,7 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
         object.policy.lock().retain(&mut |page| victims.binary_search_by_key(&page, |v| v.0).is_err());
         let count = victims.len() as u64;
         let (bytes, result) = if entry.writable {
-            laundry::evict_claimed(entry, victims)
+            laundry::evict_claimed(entry, victims, false)
         } else {
             (pageout::remove_claimed(entry, &victims), Ok(()))
         };

@@ -6,6 +6,7 @@ They stand in the package so that a pager process can import them.
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from quire.store.abc import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BytesStore", "DyingStore", "GatedStore", "RaisingStore"]
+__all__ = ["BytesStore", "DistantStore", "DyingStore", "GatedStore", "RaisingStore"]
 
 
 class BytesStore(Store):
@@ -48,6 +49,19 @@ class BytesStore(Store):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Copies; never fails."""
         buffer[:] = self._content[offset : offset + len(buffer)]
+
+
+class DistantStore(BytesStore):
+    """Each read takes at least ``delay_s`` seconds."""
+
+    def __init__(self, content: bytes, *, delay_s: float) -> None:
+        super().__init__(content)
+        self._delay_s = delay_s
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Waits, then copies."""
+        time.sleep(self._delay_s)
+        super().read_into(offset, buffer)
 
 
 def meets(offset: int, buffer: memoryview, where: range) -> bool:

@@ -1,6 +1,7 @@
 //! Raw system calls, and nearly all of the unsafe code. Each file wraps one facility of the
 //! kernel in functions whose safety rules are stated; nothing here knows of pages' states.
 
+pub mod arena;
 pub mod fork;
 pub mod futex;
 pub mod lock;
