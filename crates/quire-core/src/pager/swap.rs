@@ -23,7 +23,7 @@ impl SwapPager {
     pub fn new(swap: Swap, pages: PageCount) -> Result<Self, MapError> {
         let words = usize::try_from(pages.0)
             .map_err(|_| MapError::Invalid(format!("{} pages do not fit this machine", pages.0)))?;
-        Ok(SwapPager { swap, slots: LazyWords::new(words)? })
+        Ok(SwapPager { swap, slots: LazyWords::new(2 * words)? })
     }
 
     /// The swap.
@@ -31,8 +31,14 @@ impl SwapPager {
         &self.swap
     }
 
+    /// The two words of a page's slot.
+    fn words(&self, page: PageIndex) -> &[AtomicU64] {
+        &self.slots.as_slice()[2 * page.0 as usize..][..2]
+    }
+
     fn slot(&self, page: PageIndex) -> Option<SwapSlot> {
-        SwapSlot::from_word(self.slots.as_slice()[page.0 as usize].load(Ordering::Acquire))
+        let [place, check] = [0, 1].map(|word| self.words(page)[word].load(Ordering::Acquire));
+        SwapSlot::from_words([place, check])
     }
 
     /// Whether a page has gone out. For the owner of the page.
@@ -54,16 +60,13 @@ impl SwapPager {
     /// The swap's; the older copy is still there.
     pub fn put(&self, page: PageIndex, bytes: &[u8]) -> Result<(), StoreError> {
         let slot = self.swap.put(bytes)?;
-        let word = &self.slots.as_slice()[page.0 as usize];
-        let before = SwapSlot::from_word(word.swap(slot.to_word(), Ordering::AcqRel));
+        let before = self.slot(page);
+        // None but the owner is here, so the two words belong together.
+        for (word, new) in self.words(page).iter().zip(slot.to_words()) {
+            word.store(new, Ordering::Release);
+        }
         before.into_iter().for_each(|slot| self.swap.free(slot));
         Ok(())
-    }
-
-    /// Forgets the copies of pages. For the owner of the pages.
-    pub fn forget(&self, page: PageIndex) {
-        let before = SwapSlot::from_word(self.slots.as_slice()[page.0 as usize].swap(0, Ordering::AcqRel));
-        before.into_iter().for_each(|slot| self.swap.free(slot));
     }
 
     /// Bytes of buffers of one call.

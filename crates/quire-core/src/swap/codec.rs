@@ -103,9 +103,14 @@ pub(super) fn blocks_of(bytes: usize) -> u64 {
     (bytes as u64).div_ceil(BLOCK_BYTES)
 }
 
-/// The 16 bits of a check that a slot's word has room for.
-fn fold(check: &[u8]) -> u16 {
-    u16::from_le_bytes([check[0], check[1]])
+/// What a slot in memory keeps of a tag.
+fn check_of(tag: &[u8]) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|i| tag[i]))
+}
+
+/// The check of a page that is stored as it is, in a slot that begins at block `first`.
+pub(super) fn plain_check(first: u64, bytes: &[u8]) -> u64 {
+    xxh64(bytes, first)
 }
 
 impl Codec {
@@ -190,8 +195,8 @@ impl Codec {
     }
 
     /// Makes the header, encrypts, and fills the last block up, for a slot that begins at block
-    /// `first`; gives what the slot's word keeps of the tag. `None` when it cannot be encrypted.
-    pub fn seal(&self, draft: Draft, first: u64, buffer: &mut [u8]) -> Option<u16> {
+    /// `first`; gives the slot's check. `None` when it cannot be encrypted.
+    pub fn seal(&self, draft: Draft, first: u64, buffer: &mut [u8]) -> Option<u64> {
         let end = HEADER_BYTES + draft.stored;
         buffer[end..(draft.blocks() * BLOCK_BYTES) as usize].fill(0);
         let (header, bytes) = buffer[..end].split_at_mut(HEADER_BYTES);
@@ -210,16 +215,16 @@ impl Codec {
             }
             None => header[TAG_AT..].copy_from_slice(&checksum(&context, bytes)),
         }
-        Some(fold(&header[TAG_AT..]))
+        Some(check_of(&header[TAG_AT..]))
     }
 
     /// Gives the page of a packed slot that begins at block `first` and whose blocks are in `buffer`.
-    pub fn open(&self, first: u64, check: u16, buffer: &mut [u8], out: &mut [u8]) -> Result<(), Damage> {
+    pub fn open(&self, first: u64, check: u64, buffer: &mut [u8], out: &mut [u8]) -> Result<(), Damage> {
         let (header, bytes) = buffer.split_at_mut_checked(HEADER_BYTES).ok_or(Damage::Changed)?;
         let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| header[at + i])) as usize;
         let (raw, stored, encoding) = (number(4), number(8), number(12));
         let bytes = bytes.get_mut(..stored).ok_or(Damage::Changed)?;
-        if header[..4] != MAGIC || fold(&header[TAG_AT..]) != check {
+        if header[..4] != MAGIC || check_of(&header[TAG_AT..]) != check {
             return Err(Damage::Changed);
         }
         let context = context(first, header);
@@ -259,15 +264,6 @@ impl Codec {
             _ => None,
         };
         if decoded == Some(out.len()) { Ok(()) } else { Err(Damage::Changed) }
-    }
-
-    /// What the word of a slot of plain bytes keeps of their checksum: 16 bits with compression, nothing
-    /// without, as a kernel's swap keeps nothing.
-    pub fn plain_check(&self, bytes: &[u8]) -> u16 {
-        match self.compression {
-            Compression::None => 0,
-            Compression::Lz4 | Compression::Zstd => fold(&xxh64(bytes, 0).to_le_bytes()),
-        }
     }
 
     fn take_workspace(&self) -> Workspace {

@@ -12,10 +12,11 @@
 //! given back once a sixteenth of the limit (4 to 64 MiB) waits. So the file takes at most the limit
 //! and that much more. A file system that cannot punch holes keeps the most it once had.
 //!
-//! **Damage.** With encryption or compression a page comes back as it was put, or as an error. Plain
-//! bytes have no checksum without compression, as in a kernel's swap, and 16 bits of one with it. A
-//! disk that fails after the kernel took the bytes is told to nobody who does not sync, and nothing
-//! here does: use compression or encryption where that matters.
+//! **Damage.** A page comes back as it was put, or as an error: each slot's check (xxh64 of 64 bits, or
+//! of the authentication tag where pages are encrypted) is kept in memory and seeded with its place, so
+//! bytes that changed, that are another slot's or that are older are found. A disk that fails after the
+//! kernel took the bytes is told to nobody who does not sync, and nothing here does: what was lost so is
+//! met when the page is read again.
 //!
 //! **Fork.** Swap, file and key are the parent's. [`Swap::after_fork_in_child`] makes it usable in the
 //! child for reading: [`Swap::get`] works there for as long as the parent has not freed the slot, since
@@ -43,7 +44,7 @@ pub use codec::Compression;
 pub use file::SwapFile;
 pub use slots::{BLOCK_BYTES, SwapSlot};
 
-use codec::{Codec, Damage, Draft, HEADER_BYTES, blocks_of};
+use codec::{Codec, Damage, Draft, HEADER_BYTES, blocks_of, plain_check};
 use slots::{Run, SLOT_BLOCKS_MAX, Slots};
 
 /// The largest page that a slot holds.
@@ -152,8 +153,8 @@ impl Swap {
     }
 
     fn put_plain(&self, bytes: &[u8]) -> Result<SwapSlot, StoreError> {
-        let check = self.codec.plain_check(bytes);
         let run = self.allocate(blocks_of(bytes.len()))?;
+        let check = plain_check(run.start, bytes);
         self.write(run, bytes)?;
         Ok(SwapSlot::new(run, false, check))
     }
@@ -190,7 +191,7 @@ impl Swap {
             return Err(self.damaged(run, Damage::Length(run.bytes() as usize)));
         }
         self.read(run, buf)?;
-        if self.codec.plain_check(buf) != slot.check() {
+        if plain_check(run.start, buf) != slot.check() {
             return Err(self.damaged(run, Damage::Changed));
         }
         Ok(())

@@ -6,17 +6,18 @@
 //! are a second set, a part of the first. There are never more runs than slots in use plus one, which
 //! bounds this file's memory.
 //!
-//! A slot as a word:
+//! A slot as two words, its place and its check:
 //!
 //! ```text
-//!   63          30 29        17 16       15          0
-//!  ┌──────────────┬────────────┬─────────┬─────────────┐
-//!  │ first block  │ blocks     │ packed  │ check       │
-//!  └──────────────┴────────────┴─────────┴─────────────┘
+//!   63          30 29        17 16       15   0      63          0
+//!  ┌──────────────┬────────────┬─────────┬─────┐    ┌─────────────┐
+//!  │ first block  │ blocks     │ packed  │  0  │    │ check       │
+//!  └──────────────┴────────────┴─────────┴─────┘    └─────────────┘
 //! ```
 //!
-//! `packed`: a header precedes the bytes (see [`super::codec`]). `check`: 16 bits of their checksum or
-//! authentication tag; 0 for plain bytes without one. No blocks: a page of zeros.
+//! `packed`: a header precedes the bytes (see [`super::codec`]). `check`: their checksum, or the first
+//! half of their authentication tag; it stays in memory, so that a disk that gives older bytes of the
+//! same page is found out too. No blocks: a page of zeros.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
@@ -30,45 +31,48 @@ pub const SLOT_BLOCKS_MAX: u64 = (1 << 13) - 1;
 /// Blocks that one file can have: 64 TiB.
 const FILE_BLOCKS_MAX: u64 = 1 << 34;
 
-/// Where the bytes of one evicted page lie.
+/// Where the bytes of one evicted page lie, and how they are known again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SwapSlot(NonZeroU64);
+pub struct SwapSlot {
+    place: NonZeroU64,
+    check: u64,
+}
 
 impl SwapSlot {
     /// A page of zeros, which takes no space.
-    pub const ZERO: SwapSlot = SwapSlot(NonZeroU64::new(1 << 30).expect("not zero"));
+    pub const ZERO: SwapSlot = SwapSlot { place: NonZeroU64::new(1 << 30).expect("not zero"), check: 0 };
 
-    /// The slot as one word, never 0.
-    pub fn to_word(self) -> u64 {
-        self.0.get()
+    /// The slot as its place, never 0, and its check.
+    pub fn to_words(self) -> [u64; 2] {
+        [self.place.get(), self.check]
     }
 
-    /// The slot of a word that [`SwapSlot::to_word`] gave; `None` for one that it never gives.
-    pub fn from_word(word: u64) -> Option<SwapSlot> {
-        let slot = SwapSlot(NonZeroU64::new(word)?);
+    /// The slot of words that [`SwapSlot::to_words`] gave; `None` for a place that it never gives.
+    pub fn from_words([place, check]: [u64; 2]) -> Option<SwapSlot> {
+        let slot = SwapSlot { place: NonZeroU64::new(place)?, check };
         (slot == SwapSlot::ZERO || slot.blocks() > 0).then_some(slot)
     }
 
-    pub(super) fn new(run: Run, packed: bool, check: u16) -> SwapSlot {
-        let word = run.start << 30 | run.len << 17 | u64::from(packed) << 16 | u64::from(check);
-        SwapSlot(NonZeroU64::new(word).expect("a run has blocks"))
+    pub(super) fn new(run: Run, packed: bool, check: u64) -> SwapSlot {
+        let place = run.start << 30 | run.len << 17 | u64::from(packed) << 16;
+        SwapSlot { place: NonZeroU64::new(place).expect("a run has blocks"), check }
     }
 
     pub(super) fn run(self) -> Run {
-        Run { start: self.to_word() >> 30, len: self.blocks() }
+        Run { start: self.place.get() >> 30, len: self.blocks() }
     }
 
     /// Blocks that it takes.
     pub fn blocks(self) -> u64 {
-        self.to_word() >> 17 & SLOT_BLOCKS_MAX
+        self.place.get() >> 17 & SLOT_BLOCKS_MAX
     }
 
     pub(super) fn is_packed(self) -> bool {
-        self.to_word() >> 16 & 1 == 1
+        self.place.get() >> 16 & 1 == 1
     }
 
-    pub(super) fn check(self) -> u16 {
-        self.to_word() as u16
+    pub(super) fn check(self) -> u64 {
+        self.check
     }
 }
 
@@ -349,9 +353,9 @@ mod tests {
         }
 
         #[test]
-        fn a_word_is_its_slot(start in 0..FILE_BLOCKS_MAX, len in 1..=SLOT_BLOCKS_MAX, packed: bool, check: u16) {
+        fn words_are_their_slot(start in 0..FILE_BLOCKS_MAX, len in 1..=SLOT_BLOCKS_MAX, packed: bool, check: u64) {
             let slot = SwapSlot::new(Run { start, len }, packed, check);
-            prop_assert_eq!(SwapSlot::from_word(slot.to_word()), Some(slot));
+            prop_assert_eq!(SwapSlot::from_words(slot.to_words()), Some(slot));
             prop_assert_eq!(slot.run(), Run { start, len });
             prop_assert_eq!((slot.is_packed(), slot.check()), (packed, check));
             prop_assert!(slot != SwapSlot::ZERO);
@@ -360,9 +364,9 @@ mod tests {
 
     #[test]
     fn words_that_are_no_slots() {
-        assert_eq!(SwapSlot::from_word(0), None);
-        assert_eq!(SwapSlot::from_word(5 << 30 | 7), None);
-        assert_eq!(SwapSlot::from_word(SwapSlot::ZERO.to_word()), Some(SwapSlot::ZERO));
+        assert_eq!(SwapSlot::from_words([0, 7]), None);
+        assert_eq!(SwapSlot::from_words([5 << 30, 7]), None);
+        assert_eq!(SwapSlot::from_words(SwapSlot::ZERO.to_words()), Some(SwapSlot::ZERO));
     }
 
     #[test]
