@@ -184,11 +184,15 @@ class Mapping(_core.MappingBase):
         Raises:
             quire.SyncError: it could not. Everything is still in the array, and dirty: the next
                 `sync` writes it again.
+            quire.PageIOError: the mapping has failed. What could be written was, but not what went
+                to pages that could not be had, as they hold no data.
             ValueError: a negative offset or length.
         """
         if offset < 0 or (length is not None and length < 0):
             raise ValueError(f"offset {offset} and length {length} may not be negative")
         super().sync(offset, length)
+        if self.writable:
+            self.check()
 
     def flush(self) -> None:
         """`sync` of all, by the name that `numpy.memmap` and `mmap.mmap` have for it."""
@@ -355,7 +359,7 @@ class Mapping(_core.MappingBase):
                 Delete it first, or leave the closing to it: the mapping ends with its last view.
         """
         if not self.closed and self.exports == 0:
-            self.sync()
+            super().sync()
         if not self.closed:
             self.unmap()
 
@@ -376,7 +380,7 @@ class Mapping(_core.MappingBase):
             quire.SyncError: as `close`, unless an exception is on its way already.
         """
         if kind is None and not self.closed:
-            self.sync()
+            super().sync()
         self.unmap_when_idle()
 
     def __len__(self) -> int:
