@@ -28,6 +28,8 @@ from bench.timing import rounds_of, seconds, wake_processor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quire.testing.cgroups import MemoryGroup
+
 MIB = 1 << 20
 SIZE_BYTES_MAX = 128 * MIB
 UPDATE_COUNT = 10_000
@@ -64,11 +66,11 @@ def run(context: Context) -> Topic:
     return topic
 
 
-def _measure(topic: Topic, context: Context, size: int, group: Path | None) -> None:
+def _measure(topic: Topic, context: Context, size: int, group: MemoryGroup | None) -> None:
     sides: dict[str, tuple[str, str | None]] = {"quire, page cache not limited": ("quire", None)}
     if group is not None:
-        sides["quire"] = ("quire", str(group))
-        sides["kernel"] = ("kernel", str(group))
+        sides["quire"] = ("quire", str(group.path))
+        sides["kernel"] = ("kernel", str(group.path))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     calls: dict[str, Callable[[], float]] = {
         name: _process(Spec(side, size, size // 4, context.out, context.seed, chosen), found[name])
