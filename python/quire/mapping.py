@@ -313,7 +313,7 @@ class Mapping(_core.MappingBase):
     def evict(self, index: object = None) -> int:
         """Evicts the pages that lie in a part of the array; returns the bytes freed.
 
-        Dirty pages are written back first; pinned ones stay.
+        Dirty pages are written back first; pinned ones stay, and so do those on their way in.
 
         Raises:
             quire.SyncError, quire.SwapFullError: a dirty page could not be written; it stays.
