@@ -293,7 +293,8 @@ class Mapping(_core.MappingBase):
         """Makes a part of the array resident and keeps it so; a context manager, see `Pin`.
 
         Pinned pages are safe for system calls with every pmap: ``file.write``, ``readinto`` and
-        ``socket.send`` find them there. In a writable mapping they count as written.
+        ``socket.send`` find them there. In a writable mapping whose `dirty_tracking` is not
+        "wp-async" they count as written.
 
         Raises:
             quire.BudgetError: the budget cannot hold what is pinned and pages in flight beside it.

@@ -16,7 +16,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::counters::{add, count};
 use crate::errors::StoreError;
 use crate::memory_object::MemoryObject;
-use crate::page::{BAD, DIRTY, PageState};
+use crate::page::{BAD, DIRTY, PINNED, PageState};
 use crate::page_cache::PAGE_CACHE;
 use crate::pmap::{Tracking, frames::Frames};
 use crate::range_set::RangeSet;
@@ -181,12 +181,15 @@ fn write_back(entry: &MapEntry, dirty: &RangeSet) -> Result<(), StoreError> {
                 continue;
             }
             let more = first + 1..limit.div_ceil(granule);
-            let more = more.take_while(|page| hold(entry, PageIndex(*page), true));
+            let open = stays_open(entry, first);
+            let more = more
+                .take_while(|page| stays_open(entry, *page) == open && hold(entry, PageIndex(*page), true));
             let pages = first..first + 1 + more.count() as u64;
             let end = limit.min(pages.end * granule);
-            let written = protect_held(entry, pages.clone()).and_then(|()| write_held(entry, at..end));
+            let protected = if open { Ok(()) } else { protect_held(entry, pages.clone()) };
+            let written = protected.and_then(|()| write_held(entry, at..end));
             for page in pages {
-                let clean = written.is_ok() && next != Some(page);
+                let clean = written.is_ok() && next != Some(page) && !open;
                 object.pages.keep(PageIndex(page), if clean { 0 } else { DIRTY });
             }
             written?;
@@ -222,6 +225,13 @@ fn hold(entry: &MapEntry, page: PageIndex, beside: bool) -> bool {
             PageState::Absent | PageState::Poisoned => return false,
         }
     }
+}
+
+/// Whether a page may be pinned for a system call that writes to it, which would fail if the page were
+/// protected: it is not, and so stays dirty.
+fn stays_open(entry: &MapEntry, page: u64) -> bool {
+    let fails = entry.pmap.get().faults_are_signals() && scans(entry).is_none();
+    fails && entry.object.pages.has(PageIndex(page), PINNED)
 }
 
 /// From here on a write to these held pages is noticed anew.

@@ -25,7 +25,7 @@ use crate::store::Store;
 use crate::swap::{BLOCK_BYTES, Compression, Swap, SwapOptions};
 use crate::sys::fork::ForkCell;
 use crate::sys::lock::Mutex;
-use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
+use crate::sys::memory::{self, HUGE_BYTES, Range, Touch, page_bytes};
 use crate::units::{ByteCount, ByteOffset, PageIndex};
 
 /// Granule of stores that read any length equally well, and of remote ones, where a request costs
@@ -236,12 +236,12 @@ impl Mapping {
         }
     }
 
-    /// Pins the pages of these bytes; see [`residency::pin`].
+    /// Pins the pages of these bytes, open to writes in a writable mapping; see [`residency::pin`].
     ///
     /// # Errors
     /// [`PinError`].
     pub fn pin(&self, span: std::ops::Range<u64>) -> Result<(), PinError> {
-        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::pin(&entry, span))
+        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::pin(&entry, span, Touch::Write))
     }
 
     /// Ends one pin of the same bytes.

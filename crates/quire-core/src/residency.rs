@@ -91,16 +91,16 @@ fn bring_in(entry: &MapEntry, page: PageIndex, touch: Touch) -> Result<(), Store
     entry.object.failure().map_or(Ok(()), |failure| Err(failure.error))
 }
 
-/// Keeps the pages of a span resident until [`unpin`], and, in a writable mapping, open to writes: they
-/// are safe for system calls.
+/// Keeps the pages of a span resident until [`unpin`] and, for a `touch` that writes, open to writes:
+/// they are safe for system calls, and what the kernel writes to them is noticed.
 ///
 /// # Errors
 /// `Budget` when the budget cannot hold what is pinned and two loads; a page that could not be had.
-pub fn pin(entry: &Arc<MapEntry>, span: Span<u64>) -> Result<(), PinError> {
+pub fn pin(entry: &Arc<MapEntry>, span: Span<u64>, touch: Touch) -> Result<(), PinError> {
     let object = &entry.object;
     let pages = pages_of(object, span.clone());
     reserve_pins(entry, pages.clone())?;
-    let mut result = populate_pinned(entry, pages.clone());
+    let mut result = populate_pinned(entry, pages.clone(), touch);
     if result.is_ok() && object.failure().is_some() {
         result = Err(object.failure().expect("just seen").error);
     }
@@ -124,8 +124,7 @@ fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
     let mut pins = entry.object.pins.lock();
     let new = pages.clone().filter(|page| !pins.contains_key(&PageIndex(*page))).count() as u64;
     let pinned = (pins.len() as u64 + new) * object.granule.0;
-    let budget = object.account.budget().0.min(PAGE_CACHE.account.budget().0);
-    let least = pinned + 2 * object.load_cost().0 + object.pager.standing_bytes().0;
+    let (budget, least) = (pin_budget(object), pinned + beside_pins(object));
     if least > budget {
         return Err(PinError::Map(MapError::Budget(format!(
             "{pinned} bytes cannot be pinned within a budget of {budget} bytes: {least} are needed, as pages in \
@@ -136,16 +135,33 @@ fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
     Ok(())
 }
 
-fn populate_pinned(entry: &Arc<MapEntry>, pages: Span<u64>) -> Result<(), StoreError> {
+fn pin_budget(object: &MemoryObject) -> u64 {
+    object.account.budget().0.min(crate::page_cache::PAGE_CACHE.account.budget().0)
+}
+
+/// What must fit the budget beside pages that are pinned.
+fn beside_pins(object: &MemoryObject) -> u64 {
+    2 * object.load_cost().0 + object.pager.standing_bytes().0
+}
+
+/// How much more could be pinned now.
+pub fn room_for_pins(object: &MemoryObject) -> ByteCount {
+    let pinned = object.pins.lock().len() as u64 * object.granule.0;
+    ByteCount(pin_budget(object).saturating_sub(pinned + beside_pins(object)))
+}
+
+fn populate_pinned(entry: &Arc<MapEntry>, pages: Span<u64>, touch: Touch) -> Result<(), StoreError> {
     let object = &entry.object;
-    let touch = if entry.writable { Touch::Write } else { Touch::Read };
+    // Asynchronous write-protection lets the kernel's own writes through, and notes them.
+    let opens = touch == Touch::Write && entry.writable && entry.pmap.get().tracking() != Tracking::WpAsync;
+    let touch = if opens { Touch::Write } else { Touch::Read };
     let run = ((1 << 20) / object.granule.0).max(1);
     submit(entry, pages.clone(), run);
     for page in pages.map(PageIndex) {
         while !object.pages.pin(page) {
             bring_in(entry, page, touch)?;
         }
-        if entry.writable {
+        if opens {
             while !fault::note_write(entry, page) {
                 object.pages.wait_left(page, PageState::Held, WAIT);
             }

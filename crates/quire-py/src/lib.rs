@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 mod courier;
 mod errors;
+mod exports;
 mod mapping;
 mod module;
 mod store;
@@ -34,6 +35,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(module::page_bytes, m)?,
         wrap_pyfunction!(module::finalize, m)?,
         wrap_pyfunction!(errors::take_pending_error, m)?,
+        wrap_pyfunction!(exports::watch_exports, m)?,
     ] {
         m.add_function(function)?;
     }

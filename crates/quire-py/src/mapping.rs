@@ -14,6 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use quire_core::errors::MapError;
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
 use quire_core::pager::swap::SwapPager;
+use quire_core::pmap::Kind;
 use quire_core::readahead::Advice;
 use quire_core::residency::PinError;
 use quire_core::store::Store;
@@ -22,7 +23,7 @@ use quire_core::sys::memory::page_bytes;
 use quire_core::units::ByteCount;
 
 use crate::store::PyStore;
-use crate::{courier, errors, module};
+use crate::{courier, errors, exports, module};
 
 fn compression_of(name: &str) -> PyResult<Compression> {
     match name {
@@ -47,6 +48,8 @@ pub struct MappingBase {
     unmapped: AtomicBool,
     /// The last view to go unmaps.
     leaving: AtomicBool,
+    /// Its arrays are watched for system calls (`exports`).
+    watched: AtomicBool,
 }
 
 #[pymethods]
@@ -107,6 +110,7 @@ impl MappingBase {
             exports: AtomicUsize::new(0),
             unmapped: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
         })
     }
 
@@ -334,7 +338,12 @@ impl MappingBase {
             return Err(PyErr::fetch(slf.py()));
         }
         slf.exports.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+        let cold = slf.mapping.kind() != Kind::Uffd; // the kernel cannot have its pages brought in
+        if cold && !slf.watched.swap(true, Ordering::AcqRel) {
+            exports::watch(slf.py(), slf.mapping.range());
+        }
+        // SAFETY: just filled; released on error.
+        unsafe { exports::hold(slf.py(), view, flags) }
     }
 
     /// # Safety
@@ -362,6 +371,9 @@ impl MappingBase {
     fn end(&self, py: Python<'_>) -> PyResult<()> {
         if self.unmapped.swap(true, Ordering::AcqRel) {
             return Ok(());
+        }
+        if self.watched.swap(false, Ordering::AcqRel) {
+            exports::unwatch(py);
         }
         let written = py.detach(|| {
             let written = self.mapping.unmap();

@@ -44,6 +44,7 @@ def examine() -> dict[str, Any]:
     """What matters to quire on this machine, fit for JSON."""
     return {
         "pmaps": _core.probe(),
+        "exports_unwatched": _core.watch_exports(),
         "quire": quire.__version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
@@ -99,6 +100,7 @@ def _text(facts: dict[str, Any]) -> list[str]:
         ("vm.unprivileged_userfaultfd", facts["unprivileged_userfaultfd"] or "not there"),
         (str(DEVICE), facts["userfaultfd_device"]),
         ("seccomp", facts["seccomp"]),
+        ("system calls on arrays", _exports(facts["exports_unwatched"])),
     ]
     width = max(len(name) for name, _ in named)
     lines += ["", *(f"{name:<{width}}  {value}" for name, value in named), ""]
@@ -108,6 +110,11 @@ def _text(facts: dict[str, Any]) -> list[str]:
     else:
         lines.append("The best pmap works here.")
     return lines
+
+
+def _exports(reason: str | None) -> str:
+    """Whether pages are brought in for them where the pmap takes none."""
+    return "pages are brought in" if reason is None else f"only on resident pages: {reason}"
 
 
 def _device() -> str:
