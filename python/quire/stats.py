@@ -16,7 +16,11 @@ class Statistics:
 
     Attributes:
         faults: touches of a page that was not there.
-        waits: of them, those on a page that another thread was already filling.
+        waits: touches of a page that another thread was already filling; no faults of their own.
+        room_stalls, room_stall_ns: faults that found no room, as the page daemon was behind or
+            leaves such pages to who faults, and the nanoseconds in which they evicted or waited.
+        store_stalls, store_stall_ns: faults whose page took longer than 10 ms to come when there
+            was room, and the nanoseconds that these took.
         fault_ns_p50, fault_ns_p90, fault_ns_p99, fault_ns_max: from the arrival of a fault to
             its resolution, in nanoseconds; half, 90 % and 99 % took no longer.
         fills: granules filled, on demand or ahead of need.
@@ -34,6 +38,8 @@ class Statistics:
         second_chance_hits: of the evicted granules, those that were touched while their bytes
             stood by to be dropped, and came back without a load. Only where a load is slow.
         resident_bytes: what is held now: pages, those that stand by, and quire's buffers.
+        dirty_bytes: what is dirty now, by granules where `quire.Mapping.dirty_tracking` is not
+            "wp-async". Counted by this call, in some milliseconds for each GiB that is resident.
         peak_resident_bytes: the most that was held.
         buffer_bytes: what stores keep for good: shared memory of pager processes, workspaces and
             tables of zstd; part of what is held.
@@ -50,6 +56,10 @@ class Statistics:
 
     faults: int
     waits: int
+    room_stalls: int
+    room_stall_ns: int
+    store_stalls: int
+    store_stall_ns: int
     fault_ns_p50: int
     fault_ns_p90: int
     fault_ns_p99: int
@@ -64,6 +74,7 @@ class Statistics:
     evicted_bytes: int
     second_chance_hits: int
     resident_bytes: int
+    dirty_bytes: int
     peak_resident_bytes: int
     buffer_bytes: int
     budget_bytes: int
@@ -76,6 +87,17 @@ class Statistics:
     daemon_rounds: int
     retries: int
     errors: int
+
+    @property
+    def stalls(self) -> int:
+        """Waits for more than a quick load: for another thread's, for room, or for a slow store."""
+        return self.waits + self.room_stalls + self.store_stalls
+
+    @property
+    def readahead_accuracy(self) -> float | None:
+        """Which part of what was filled ahead of need was needed; None while nothing is decided."""
+        decided = self.readahead_hits + self.readahead_wasted
+        return self.readahead_hits / decided if decided else None
 
     def __str__(self) -> str:
         rows = [(name.replace("_", " "), _worded(name, n)) for name, n in asdict(self).items()]
@@ -94,7 +116,7 @@ def statistics() -> Statistics:
 
 
 def _worded(name: str, number: int) -> str:
-    if name.startswith("fault_ns"):
+    if name.startswith("fault_ns") or name.endswith("_stall_ns"):
         return f"{number / 1e3:,.1f} us"
     is_bytes = name.endswith("_bytes") or name == "bytes_fetched"
     return format_size(number) if is_bytes else f"{number:,}"

@@ -1,10 +1,12 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
 import quire
 from quire import _core
 from quire.stats import Statistics
+from quire.testing.pmaps import writable_pmaps
 from quire.testing.waiting import wait_until
 
 
@@ -52,3 +54,53 @@ def test_counts_of_a_mapping_and_of_the_process(rows_file, rows):
     assert ours.errors == 0
     assert ours.fault_ns_p50 <= ours.fault_ns_p90 <= ours.fault_ns_p99 <= ours.fault_ns_max
     assert after.fills - before.fills >= ours.fills
+
+
+def test_what_is_dirty(tmp_path):
+    np.zeros(1 << 20, "u1").tofile(tmp_path / "content")
+    before = quire.statistics().dirty_bytes
+    for pmap in writable_pmaps():
+        given = {"mode": "r+", "dtype": "u1", "granule": "64 KiB", "pmap": pmap}
+        with quire.open(tmp_path / "content", **given) as mapping:
+            assert mapping.array.sum() >= 0
+            assert mapping.statistics().dirty_bytes == 0
+            mapping.array[[5, 400_000, 400_001]] = 1
+            unit = 4096 if mapping.dirty_tracking == "wp-async" else 65536
+            for _ in range(2):  # a look changes nothing
+                assert mapping.statistics().dirty_bytes == 2 * unit
+                assert quire.statistics().dirty_bytes == before + 2 * unit
+            mapping.sync()
+            assert mapping.statistics().dirty_bytes == 0
+        assert mapping.statistics().dirty_bytes == 0
+
+
+def test_a_slow_store_stalls():
+    inner = _core.open_memory(bytes(1 << 20), "slow memory")
+    slow = _core.open_faulty(inner, code="ok", offset=0, length=65536, delay_s=0.03)
+    with quire.open(slow, dtype="u1", granule="64 KiB", retries=0) as mapping:
+        mapping.advise("random")
+        assert mapping.array[0] == mapping.array[300_000] == 0
+        wait_until(lambda: mapping.statistics().faults == 2, "both are counted")
+        counted = mapping.statistics()
+    assert counted.store_stalls == 1
+    assert 30_000_000 <= counted.store_stall_ns <= counted.fault_ns_max
+    assert counted.room_stalls == counted.room_stall_ns == 0
+    assert counted.stalls >= 1
+
+
+def test_no_room_stalls():
+    with quire.anonymous("4 MiB", budget="1 MiB") as mapping:
+        for round_ in range(3):
+            mapping.array[:] = round_
+        counted = mapping.statistics()
+    assert counted.room_stalls > 0
+    assert counted.room_stall_ns > counted.room_stalls
+
+
+def test_readahead_accuracy():
+    values = {field.name: 0 for field in dataclasses.fields(Statistics)}
+    assert Statistics(**values).readahead_accuracy is None
+    assert (
+        Statistics(**values | {"readahead_hits": 3, "readahead_wasted": 1}).readahead_accuracy
+        == 0.75
+    )

@@ -42,6 +42,10 @@ macro_rules! counters {
 counters! {
     faults, "count", "Demand faults resolved: a thread touched a page that was not there.";
     waits, "count", "Faults on a page that another thread was already filling.";
+    room_stalls, "count", "Loads on demand that found no room, and evicted or waited for it themselves.";
+    room_stall_ns, "ns", "Time that they took for it.";
+    store_stalls, "count", "Loads on demand that took longer than 10 ms from room to resident page.";
+    store_stall_ns, "ns", "Time that they took for it.";
     fills, "count", "Granules filled by the pager, on demand or ahead of need.";
     fill_bytes, "bytes", "Bytes filled by the pager.";
     readahead_fills, "count", "Granules filled ahead of need.";
@@ -63,6 +67,9 @@ counters! {
 pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+/// A load that takes longer is a stall.
+pub const STALL_NS: u64 = 10_000_000;
 
 /// Adds `amount`.
 pub fn add(counter: &AtomicU64, amount: u64) {

@@ -75,6 +75,25 @@ fn find_dirty(entry: &MapEntry, leaving: &[PageIndex], within: Span<u64>) -> Res
     Ok(dirty)
 }
 
+/// Bytes that are dirty now, exactly where the kernel says so and by granules elsewhere. A look: nothing
+/// changes by it, and pages on their way out may be missed.
+pub fn dirty_bytes(entry: &MapEntry) -> ByteCount {
+    let object = &entry.object;
+    let mut dirty = RangeSet::default();
+    let noted = |page: &PageIndex| object.pages.has(*page, DIRTY);
+    object.resident_pages().into_iter().filter(noted).for_each(|page| dirty.add(span_of(object, page)));
+    if let Some(frames) = scans(entry) {
+        let start = entry.range.start;
+        let mut found = |written: Range| {
+            let offset = (written.start - start) as u64;
+            dirty.add(offset..offset + written.len as u64);
+        };
+        // Without an answer what is noted is told.
+        let _ = frames.look_at_written(entry.range, &mut found);
+    }
+    ByteCount(dirty.iter().map(|span| span.end - span.start).sum())
+}
+
 fn scans(entry: &MapEntry) -> Option<&Frames> {
     let pmap = entry.pmap.get();
     pmap.frames().filter(|_| pmap.tracking() == Tracking::WpAsync)

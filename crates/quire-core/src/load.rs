@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::buffers;
-use crate::counters::{add, count};
+use crate::counters::{STALL_NS, add, count};
 use crate::errors::{FaultCode, StoreError};
 use crate::interrupt;
 use crate::memory_object::Condition;
@@ -34,7 +34,9 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
         note_resolved(entry, started_ns);
         return true;
     }
-    let filled = pageout::reserve(entry, cost)
+    let reserved = pageout::reserve(entry, cost);
+    let room_ns = thread::now_ns();
+    let filled = reserved
         .inspect(|()| watermark::note_load(entry))
         .inspect_err(|_| PAGE_CACHE.charge(&object.account, cost)) // what shows the error must fit
         .and_then(|()| {
@@ -53,13 +55,20 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
             cannot_fill(entry, page, error, cost)
         }
     };
-    note_resolved(entry, started_ns);
+    let now_ns = note_resolved(entry, started_ns);
+    if now_ns.saturating_sub(room_ns) > STALL_NS {
+        count(&object.counters.store_stalls);
+        add(&object.counters.store_stall_ns, now_ns - room_ns);
+    }
     done
 }
 
-fn note_resolved(entry: &MapEntry, started_ns: u64) {
+/// Counts a fault that was resolved; returns the time now.
+fn note_resolved(entry: &MapEntry, started_ns: u64) -> u64 {
+    let now_ns = thread::now_ns();
     count(&entry.object.counters.faults);
-    entry.object.counters.fault_latency.record(thread::now_ns().saturating_sub(started_ns));
+    entry.object.counters.fault_latency.record(now_ns.saturating_sub(started_ns));
+    now_ns
 }
 
 /// Shows a page again that stands by. False where it does not, or where there is no room: to wait for

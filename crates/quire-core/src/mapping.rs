@@ -259,6 +259,12 @@ impl Mapping {
         self.in_use().map_or(Ok(ByteCount(0)), |(entry, _in_flight)| residency::evict(&entry, span))
     }
 
+    /// Bytes that are dirty now; see [`laundry::dirty_bytes`].
+    pub fn dirty_bytes(&self) -> ByteCount {
+        let in_use = self.in_use().filter(|(entry, _in_flight)| entry.writable);
+        in_use.map_or(ByteCount(0), |(entry, _in_flight)| laundry::dirty_bytes(&entry))
+    }
+
     /// One byte per granule: 1 resident or standing by, 0 not.
     pub fn resident(&self) -> Vec<u8> {
         let pages = &self.object.pages;
@@ -355,6 +361,14 @@ pub fn process_counters() -> Counters {
     }
     SPACE.all().iter().for_each(|(entry, _)| sum.absorb(&entry.object.counters));
     sum
+}
+
+/// Bytes that are dirty now in all mappings.
+pub fn process_dirty_bytes() -> ByteCount {
+    let ready = |entry: &MapEntry| entry.writable && entry.armed.load(Ordering::Acquire);
+    let all = SPACE.all();
+    let writable = all.iter().filter(|(entry, _)| ready(entry));
+    ByteCount(writable.map(|(entry, _)| laundry::dirty_bytes(entry).0).sum())
 }
 
 /// Huge pages are for mappings that nothing of will be evicted: evicting a part of one frees no

@@ -5,13 +5,14 @@
 //! Where a page is dear to get again, it stands by (`standby.rs`) when the policy gives it up, and the
 //! pages that have stood by longest are dropped in its stead.
 
-use crate::counters::add;
+use crate::counters::{add, count};
 use crate::errors::StoreError;
 use crate::laundry;
 use crate::page::{PINNED, PageState};
 use crate::page_cache::{PAGE_CACHE, Room};
 use crate::space::{MapEntry, SPACE};
 use crate::sys::memory::Range;
+use crate::sys::thread;
 use crate::units::{ByteCount, PageIndex};
 
 /// Evicted at once, where pages are small.
@@ -24,7 +25,17 @@ const BATCH_PAGES: usize = 256;
 /// # Errors
 /// When there is no room because dirty pages cannot be written back.
 pub fn reserve(entry: &MapEntry, bytes: ByteCount) -> Result<(), StoreError> {
-    PAGE_CACHE.reserve(&entry.object.account, bytes, |own| make_room(entry, own, bytes))
+    let counters = &entry.object.counters;
+    let mut stalled_ns = None;
+    let reserved = PAGE_CACHE.reserve(&entry.object.account, bytes, |own| {
+        stalled_ns.get_or_insert_with(thread::now_ns);
+        make_room(entry, own, bytes)
+    });
+    if let Some(since) = stalled_ns {
+        count(&counters.room_stalls);
+        add(&counters.room_stall_ns, thread::now_ns().saturating_sub(since));
+    }
+    reserved
 }
 
 /// Charges `bytes` for a load of `entry` if that needs at most one round of eviction.

@@ -285,6 +285,7 @@ impl MappingBase {
         let dict = module::counters_dict(py, &object.counters)?;
         module::account_items(&dict, &object.account)?;
         dict.set_item("bytes_fetched", self.store.bytes_fetched())?;
+        dict.set_item("dirty_bytes", py.detach(|| self.mapping.dirty_bytes()).0)?;
         dict.set_item("buffer_bytes", object.pager.standing_bytes().0)?;
         let swap = object.pager.swap().map(SwapPager::swap);
         dict.set_item("swap_bytes", swap.map_or(0, |swap| swap.used().0))?;

@@ -83,6 +83,7 @@ pub fn statistics(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         entries.iter().map(|(entry, _)| of(&entry.object.pager)).sum()
     };
     let past = RETIRED_FETCHED.load(Ordering::Relaxed);
+    dict.set_item("dirty_bytes", py.detach(mapping::process_dirty_bytes).0)?;
     dict.set_item("bytes_fetched", past + sum(&|pager| pager.store().bytes_fetched()))?;
     dict.set_item("buffer_bytes", sum(&|pager| pager.standing_bytes().0))?;
     let swap = |pager: &Pager, of: &dyn Fn(&Swap) -> u64| pager.swap().map_or(0, |pages| of(pages.swap()));

@@ -99,6 +99,11 @@ impl Frames {
         self.pagemap.as_ref().ok_or(libc::ENOTSUP)?.take_written(range, found)
     }
 
+    /// The pages written since they were protected, some of them more than once.
+    pub fn look_at_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+        self.pagemap.as_ref().ok_or(libc::ENOTSUP)?.look_at_written(range, found)
+    }
+
     /// An empty range of at least `len` bytes that pages can be moved to.
     pub fn take_scratch(&self, len: usize) -> Result<Range, i32> {
         let mut kept = self.scratch.lock();

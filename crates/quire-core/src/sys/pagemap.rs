@@ -58,12 +58,24 @@ impl Pagemap {
     /// # Errors
     /// The errno.
     pub fn take_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+        self.scan(range, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, found)
+    }
+
+    /// As [`Pagemap::take_written`], but protects nothing; a run may be told of more than once.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn look_at_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+        self.scan(range, PM_SCAN_CHECK_WPASYNC, found)
+    }
+
+    fn scan(&self, range: Range, flags: u64, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
         let mut regions = [Region::default(); REGIONS];
         let (mut at, end) = (range.start as u64, (range.start + range.len) as u64);
         while at < end {
             let mut args = ScanArgs {
                 size: size_of::<ScanArgs>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                flags,
                 start: at,
                 end,
                 walk_end: 0,
