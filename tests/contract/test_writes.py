@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -217,9 +218,13 @@ def test_a_forked_child_is_refused(tracked_pmap: str, tmp_path: Path) -> None:
         array[5] = 77
 
         def touch() -> None:
-            for use in (lambda: array[5], lambda: array[5000:9000].fill(9), array[-9000:].sum):
+            uses = (lambda: array[5], lambda: array[5000:9000].fill(9), array[-9000:].sum)
+            for use in uses * 3:  # not the first touch of a page only
                 with pytest.raises(quire.Error, match=r"not inherited.*open it again in the child"):
                     checked(use)
+            with ThreadPoolExecutor(1) as thread:
+                told = thread.submit(lambda: checked(uses[0])).exception(20)
+            assert "not inherited" in str(told)
             with pytest.raises(quire.Error, match="not inherited"):
                 mapping.check()
             mapping.sync()

@@ -269,8 +269,10 @@ fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
         }
     };
     let offset = ByteOffset((address - entry.range.start) as u64);
-    entry.object.fail(entry.page_at(address), StoreError::new(FaultCode::Io, offset, message));
-    let filled = load::cover_with_filler(entry.page_range(entry.page_at(address)));
+    let page = entry.page_at(address);
+    entry.object.fail(page, StoreError::new(FaultCode::Io, offset, message));
+    let filled = load::cover_with_filler(entry.page_range(page));
+    entry.object.filler.lock().push(page); // it goes when the error was delivered
     if let Some(failure) = entry.object.failure() {
         interrupt::raise_here(&failure);
     }

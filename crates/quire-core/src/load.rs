@@ -4,6 +4,7 @@
 //! touches it from then on, and the page shows 0xFF filler (NaN, −1, invalid UTF-8: never
 //! plausible zeros) for the rest of the C call that touched it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::buffers;
@@ -219,6 +220,14 @@ pub fn cover_with_filler(range: Range) -> bool {
     }
 }
 
+/// Makes a range of a mapping that is not ready in this process inaccessible.
+#[allow(unsafe_code)]
+fn hide(range: Range) {
+    // SAFETY: a range of our own mapping that shows filler only. Where the kernel has no memory for it the
+    // filler stays, as it would have without.
+    let _ = unsafe { memory::reserve_at(range, libc::PROT_NONE) };
+}
+
 fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8], protected: bool) -> Result<(), StoreError> {
     let range = entry.page_range(page);
     for _ in 0..INSTALL_TRIES {
@@ -337,6 +346,11 @@ pub fn delivered(mapping: u64) {
 fn drop_filler(entry: &MapEntry) {
     let pages = &entry.object.pages;
     let listed = std::mem::take(&mut *entry.object.filler.lock());
+    if !entry.armed.load(Ordering::Acquire) {
+        // Of the parent of this process: out of reach again, so that the next touch is told too.
+        listed.iter().for_each(|page| hide(entry.page_range(*page)));
+        return;
+    }
     let mut filler = Vec::new();
     for page in listed {
         if pages.has(page, BAD) && pages.claim(page, PageState::Resident, PageState::Evicting) {
