@@ -10,7 +10,9 @@ mod mapping;
 mod module;
 mod store;
 
-#[pymodule]
+// What tells a faulting thread of its error asks whether it holds the interpreter lock: an interpreter
+// without one turns it on for this module, and says so.
+#[pymodule(gil_used = true)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     courier::register();
     m.add_class::<store::PyStore>()?;
