@@ -30,7 +30,16 @@ from bench.result import (
     write_json,
 )
 
-TOPICS = ("hot_rows", "zstd_rows", "remote_rows", "paging", "writes", "swap", "import_time")
+TOPICS = (
+    "hot_rows",
+    "zstd_rows",
+    "remote_rows",
+    "paging",
+    "writes",
+    "swap",
+    "exports",
+    "import_time",
+)
 PACKAGES = ("quire", "numpy", "zarr", "numcodecs", "tensorstore", "obstore", "fsspec")
 OUT = Path(__file__).parent / "out"
 README = Path(__file__).with_name("README.md")

@@ -9,8 +9,6 @@ import os
 import socket
 import struct
 import threading
-import time
-import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import quire
 from quire import _core
 from quire.testing import children
 from quire.testing.content import new_seed, random_content
-from quire.testing.pmaps import takes_system_calls, working_pmaps, writable_pmaps
+from quire.testing.pmaps import takes_system_calls, writable_pmaps
 from quire.testing.waiting import wait_until
 
 SIZE = 1 << 20
@@ -509,33 +507,6 @@ def test_a_child_of_a_fork_is_told(path: Path, tracked_pmap: str, tmp_path: Path
 
         assert children.in_fork(child) == ""
         del part
-
-
-def child_exports_at_no_cost(pmap: str, folder: str) -> None:
-    """Beside the same before anything is watched; the least of many short times each."""
-    array = np.zeros(4096, "u1")
-
-    def least(way: Callable[[], object], number: int) -> float:
-        times = timeit.repeat(way, timer=time.thread_time, number=number, repeat=300)
-        return min(times) / number
-
-    def ways() -> tuple[float, float]:
-        with open(os.devnull, "wb") as file:
-            return least(lambda: memoryview(array), 500), least(lambda: array.tofile(file), 20)
-
-    before = ways()
-    with quire.open(Path(folder) / "content", dtype="u1", pmap=pmap) as mapping:
-        kept = mapping.array
-        after = ways()
-        del kept
-    ratios = [late / early for late, early in zip(after, before, strict=True)]
-    print(f"{pmap}: memoryview x{ratios[0]:.2f}, tofile x{ratios[1]:.2f}")
-    assert max(ratios) < 1.4
-
-
-@pytest.mark.parametrize("pmap", working_pmaps())
-def test_other_exports_cost_no_more(pmap: str, path: Path, tmp_path: Path) -> None:
-    children.run(child_exports_at_no_cost, pmap, tmp_path).check()
 
 
 def test_numpy_is_watched() -> None:
