@@ -8,6 +8,7 @@ import pytest
 
 import quire
 from quire.testing.pmaps import working_pmaps
+from quire.testing.waiting import wait_until
 
 PAGE = 4096
 ROWS = 1500
@@ -35,12 +36,18 @@ def touch(mapping: quire.Mapping, places: Iterable[tuple[int, int]]) -> None:
         assert mapping.array[row, column] == row * COLUMNS + column
 
 
-def check_read_ahead(mapping: quire.Mapping, granules: int) -> None:
+# Of a walk from granule to granule: four huge pages, whose use no fault tells.
+LAST_WINDOW = 4 * (2 << 20) // PAGE
+
+
+def check_read_ahead(mapping: quire.Mapping, granules: int, last_window: int = 0) -> None:
     """Nearly all of what was touched was filled ahead, and little else."""
+    # All pages of a run can be read as soon as they are there, a moment before they are counted.
+    wait_until(lambda: mapping.statistics().readahead_fills >= granules * 7 // 8, "fills")
     counted = mapping.statistics()
     assert counted.faults <= granules // 8
     assert granules * 7 // 8 <= counted.readahead_fills <= granules * 9 // 8
-    assert counted.readahead_hits >= granules * 7 // 8
+    assert counted.readahead_hits >= granules * 7 // 8 - last_window
     assert counted.readahead_wasted <= granules // 50
 
 
@@ -58,7 +65,7 @@ def test_a_walk_backwards_is_read_ahead(mapping):
     flat = mapping.array.reshape(-1)
     for place in range(flat.size - 1, 0, -PAGE // 8):
         assert flat[place] == place
-    check_read_ahead(mapping, flat.nbytes // PAGE)
+    check_read_ahead(mapping, flat.nbytes // PAGE, LAST_WINDOW)
 
 
 def test_two_columns_in_turns_are_read_ahead(mapping):

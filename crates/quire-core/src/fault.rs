@@ -32,6 +32,8 @@ const WAIT: Duration = Duration::from_millis(50);
 /// Filled ahead at most: so many granules, or so many of the store's runs when that is more.
 const WINDOW_MAX: u64 = 16;
 const RUNS_MAX: u64 = 8;
+/// The same of granules in a row, in runs that may be huge pages.
+const ROW_RUNS: u64 = 4;
 /// Granules evicted when a write cannot be let through for want of map entries.
 const REFUSED_GIVES: u64 = 16;
 /// Touches of one address in a row that raise SIGSEGV though its page can be read: a write, where the
@@ -52,7 +54,10 @@ pub fn serve(address: usize, touch: Touch, thread: u64, started_ns: u64, may_wai
                 if !object.pages.claim(page, PageState::Absent, PageState::Loading) {
                     continue;
                 }
-                fill_ahead(&entry, address, thread, true);
+                let block = fill_ahead(&entry, address, thread, true);
+                if block.is_some_and(|block| load::load_block(&entry, block, page, started_ns)) {
+                    return;
+                }
                 let waits = object.pager.store().is_slow()
                     && object.condition() == Condition::Healthy
                     && !object.standby.holds(page);
@@ -146,7 +151,10 @@ fn resolve_here(entry: &Arc<MapEntry>, address: usize, touch: Touch, started_ns:
         match object.pages.state(page) {
             PageState::Absent => {
                 if object.pages.claim(page, PageState::Absent, PageState::Loading) {
-                    fill_ahead(entry, address, thread::key(), true);
+                    let block = fill_ahead(entry, address, thread::key(), true);
+                    if block.is_some_and(|block| load::load_block(entry, block, page, started_ns)) {
+                        return true;
+                    }
                     let loaded = load::load(entry, page, touch, started_ns);
                     collapse_later(entry, page);
                     return loaded;
@@ -280,25 +288,50 @@ fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
 }
 
 /// Tells readahead of a fault, on a page that was `missing` or on its way, and hands what it asks for to
-/// the fill threads, in runs that the store likes to read at once.
-fn fill_ahead(entry: &Arc<MapEntry>, address: usize, thread: u64, missing: bool) {
+/// the fill threads, in runs that are best loaded at once. Returns the run that makes a huge page with the
+/// missing one, all of it claimed, for the caller to load.
+fn fill_ahead(
+    entry: &Arc<MapEntry>,
+    address: usize,
+    thread: u64,
+    missing: bool,
+) -> Option<std::ops::Range<u64>> {
     let object = &entry.object;
     let granule = object.granule.0;
-    let run = (object.pager.store().run().0 / granule).max(1);
-    let window = (RUNS_MAX * run).max(WINDOW_MAX).min(object.account.budget().0 / (8 * granule));
-    let limits = Limits { granule, window, end: object.page_count().0 };
+    let run = entry.run_pages();
+    let most = object.account.budget().0 / (8 * granule);
+    let window = (RUNS_MAX * entry.store_run_pages()).max(WINDOW_MAX).min(most);
+    let row = window.max((ROW_RUNS * run).min(most));
+    let limits = Limits { granule, window, row, end: object.page_count().0, unit: run };
     let fault = Fault { offset: (address - entry.range.start) as u64, thread, missing };
     let ahead = object.readahead.lock().note(fault, limits);
     add(&object.counters.readahead_hits, ahead.hits);
     add(&object.counters.readahead_wasted, ahead.wasted);
-    ahead.runs(run).take_while(|_| !entry.is_closing()).for_each(|run| submit_ahead(entry, run));
+    let page = entry.page_at(address).0;
+    let block = object.block_of(PageIndex(page)).filter(|_| missing && entry.loads_huge_pages());
+    let mut claimed = None;
+    for run in ahead.runs(run).take_while(|_| !entry.is_closing()) {
+        let rest = block.as_ref().filter(|block| {
+            let both = run.start.min(page)..run.end.max(page + 1);
+            **block == both && run.end - run.start + 1 == both.end - both.start
+        });
+        if submit_ahead(entry, run, rest.is_some()) {
+            claimed = rest.cloned();
+        }
+    }
+    claimed
 }
 
-/// Has those of a run of pages filled that are absent.
-fn submit_ahead(entry: &Arc<MapEntry>, mut run: std::ops::Range<u64>) {
+/// Has those of a run of pages filled that are absent. Where the caller loads the run if it gets `all` of
+/// it, they are only claimed then; true in that case.
+fn submit_ahead(entry: &Arc<MapEntry>, mut run: std::ops::Range<u64>, mut all: bool) -> bool {
     let object = &entry.object;
     while run.start < run.end {
         let claimed = (run.clone()).take_while(|page| object.claim_ahead(PageIndex(*page))).count() as u64;
+        if all && run.start + claimed == run.end {
+            return true;
+        }
+        all = false;
         if claimed > 0 {
             let work = Work::Ahead { first: PageIndex(run.start), count: claimed };
             let in_flight = object.enter();
@@ -306,6 +339,7 @@ fn submit_ahead(entry: &Arc<MapEntry>, mut run: std::ops::Range<u64>) {
         }
         run.start += claimed.max(1);
     }
+    false
 }
 
 /// Has the huge page around a new resident page made, when it was the last that was missing.

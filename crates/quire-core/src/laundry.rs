@@ -398,7 +398,7 @@ fn move_out(
             .try_for_each(|run| note_written_pages(entry, frames, whole(&victims[run]), &mut |_| {}))
     };
     let mut places = Vec::with_capacity(victims.len());
-    let mut at = scratch.start;
+    let mut at = scratch.start();
     for (index, (_, range)) in victims.iter().enumerate() {
         places.push(Range { start: at, len: range.len });
         gone[index] = result.is_ok() && frames.move_pages(at, *range).is_ok();

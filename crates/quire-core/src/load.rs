@@ -12,12 +12,12 @@ use crate::counters::{STALL_NS, add, count};
 use crate::errors::{FaultCode, StoreError};
 use crate::interrupt;
 use crate::memory_object::Condition;
-use crate::page::{AHEAD, BAD, DIRTY, PageState, REFERENCED};
+use crate::page::{AHEAD, BAD, DIRTY, HUGE, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::pmap::Tracking;
 use crate::space::{MapEntry, SPACE};
-use crate::sys::memory::{self, Range, Touch};
+use crate::sys::memory::{self, HUGE_BYTES, Range, Touch};
 use crate::sys::thread;
 use crate::units::{ByteCount, PageIndex};
 use crate::watermark;
@@ -44,11 +44,11 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
             // Before it is open to writes: the thread may have written, and called sync, before the
             // page is counted as resident.
             object.pages.mark(page, protection.flags & DIRTY, 0);
-            fill_and_install(entry, page, 1, protection.protected)
+            fill_and_install(entry, page, 1, protection.protected).map_err(|stopped| stopped.error)
         });
     let done = match filled {
-        Ok(()) => {
-            finish_filled(entry, page, REFERENCED | protection.flags, cost);
+        Ok(huge) => {
+            finish_filled(entry, page, REFERENCED | protection.flags | huge, cost);
             true
         }
         Err(error) => {
@@ -121,6 +121,21 @@ impl Protection {
 /// Loads `pages` from `first` on ahead of need, by one read. Gives up without a word when there is
 /// no room or an error: a thread that needs a page of them meets the error itself.
 pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
+    load_run(entry, first, pages, None);
+}
+
+/// Loads a huge page around a page that a thread touched at `started_ns`, all of which the caller owns.
+/// False when that page was not loaded: the caller owns it still, and none of the others.
+pub fn load_block(entry: &MapEntry, block: std::ops::Range<u64>, page: PageIndex, started_ns: u64) -> bool {
+    let loaded = load_run(entry, PageIndex(block.start), block.end - block.start, Some(page));
+    if loaded {
+        note_resolved(entry, started_ns);
+    }
+    loaded
+}
+
+/// As [`load_ahead`]; false when the page that was `touched` was not loaded, which is not given up.
+fn load_run(entry: &MapEntry, first: PageIndex, pages: u64, touched: Option<PageIndex>) -> bool {
     let object = &entry.object;
     let run = (first.0..first.0 + pages).map(PageIndex);
     let cost = object.run_cost(pages);
@@ -128,57 +143,122 @@ pub fn load_ahead(entry: &MapEntry, first: PageIndex, pages: u64) {
     run.clone().filter_map(|page| object.standby.take(page)).for_each(|frame| object.standby.give(frame));
     let wanted = !entry.is_closing() && object.condition() == Condition::Healthy;
     if !wanted || !pageout::try_reserve(entry, cost) {
-        run.for_each(|page| entry.give_up(page));
-        return;
+        run.filter(|page| Some(*page) != touched).for_each(|page| entry.give_up(page));
+        return false;
     }
     watermark::note_load(entry);
     let filled = fill_and_install(entry, first, pages, entry.writable);
-    if filled.is_err() {
-        let ranges: Vec<Range> = run.clone().map(|page| entry.page_range(page)).collect();
-        entry.pmap.get().remove(&ranges); // those that were installed before the error
-    }
     // Each page keeps its own share; what the buffers took is given back with the first.
     let share = ByteCount(object.granule.0);
     PAGE_CACHE.release(&object.account, ByteCount(cost.0 - pages * share.0));
-    for page in run {
-        if filled.is_ok() {
-            count(&object.counters.readahead_fills);
-            finish_filled(entry, page, AHEAD, share);
+    let (installed, huge, stop) = match filled {
+        Ok(huge) => (pages, huge, None),
+        Err(Stopped { installed, error }) => (installed, 0, Some(error)),
+    };
+    // What is installed stays: a thread may have written to it.
+    for page in run.clone().take(installed as usize) {
+        if Some(page) == touched {
+            finish_filled(entry, page, REFERENCED | huge, share);
         } else {
+            count(&object.counters.readahead_fills);
+            finish_filled(entry, page, AHEAD | huge, share);
+        }
+    }
+    let mut loaded = true;
+    for page in run.skip(installed as usize) {
+        if Some(page) == touched {
+            PAGE_CACHE.release(&object.account, share);
+            loaded = false;
+        } else if let Some(error) =
+            stop.as_ref().filter(|_| page.0 == first.0 + installed && is_begun(entry, page))
+        {
+            cannot_fill(entry, page, error.clone(), share);
+        } else {
+            entry.pmap.get().remove(&[entry.page_range(page)]);
             entry.give_up(page);
             PAGE_CACHE.release(&object.account, share);
         }
     }
+    loaded
 }
 
-/// Reads `pages` from `first` on into a buffer and installs them; their states do not change.
-fn fill_and_install(
-    entry: &MapEntry,
-    first: PageIndex,
-    pages: u64,
-    protected: bool,
-) -> Result<(), StoreError> {
+/// Whether a part of a page that could not be installed as a whole is open to writes, which its removal
+/// would lose.
+fn is_begun(entry: &MapEntry, page: PageIndex) -> bool {
+    let hidden = entry.pmap.get().absent_is_segv();
+    entry.writable && !hidden && memory::is_present(entry.page_range(page).start) == Some(true)
+}
+
+/// Why not all pages of a run were installed.
+struct Stopped {
+    /// Those that were, from the first on.
+    installed: u64,
+    error: StoreError,
+}
+
+/// Reads `pages` from `first` on and installs them; their states do not change. Returns further flags
+/// for them.
+fn fill_and_install(entry: &MapEntry, first: PageIndex, pages: u64, protected: bool) -> Result<u32, Stopped> {
     let object = &entry.object;
     let offset = first.offset(object.granule);
+    let at_once = |error| Stopped { installed: 0, error };
     if let Some(failure) = object.failure() {
-        return Err(failure.error);
+        return Err(at_once(failure.error));
+    }
+    let len = ByteCount((pages * object.granule.0).min(object.mapped.0 - offset.0)).as_usize();
+    if let Some(moved) = fill_and_move(entry, first, len) {
+        return moved;
     }
     let mut buffer = buffers::take(ByteCount(pages * object.granule.0))
-        .map_err(|error| StoreError::new(FaultCode::Io, offset, error.to_string()))?;
-    let len = (pages * object.granule.0).min(object.mapped.0 - offset.0);
-    let bytes = buffer.slice_mut(ByteCount(len).as_usize());
+        .map_err(|error| at_once(StoreError::new(FaultCode::Io, offset, error.to_string())))?;
+    let bytes = buffer.slice_mut(len);
     let started_ns = thread::now_ns();
-    let installed = object.pager.get_page(offset, bytes, &object.counters).and_then(|()| {
-        if pages == 1 {
-            object.note_fill(thread::now_ns().saturating_sub(started_ns));
-        }
-        let chunks = bytes.chunks(object.granule.as_usize());
-        (first.0..)
-            .zip(chunks)
-            .try_for_each(|(page, chunk)| install(entry, PageIndex(page), chunk, protected))
-    });
+    let filled = object.pager.get_page(offset, bytes, &object.counters).map_err(at_once);
+    if pages == 1 && filled.is_ok() {
+        object.note_fill(thread::now_ns().saturating_sub(started_ns));
+    }
+    let installed = filled.and_then(|()| install_from(entry, first, bytes, 0, protected));
     buffers::give(buffer);
-    installed
+    installed.map(|()| 0)
+}
+
+/// As [`fill_and_install`], for a range of whole huge pages: they are filled elsewhere and moved in, which
+/// costs microseconds where a copy of so many pages costs most of a millisecond. None where that cannot be
+/// done.
+fn fill_and_move(entry: &MapEntry, first: PageIndex, len: usize) -> Option<Result<u32, Stopped>> {
+    let object = &entry.object;
+    let start = entry.page_range(first).start;
+    if !len.is_multiple_of(HUGE_BYTES) || !start.is_multiple_of(HUGE_BYTES) {
+        return None;
+    }
+    let frames = entry.huge_frames()?;
+    let mut staging = frames.take_staging(len).ok()?;
+    let offset = first.offset(object.granule);
+    let filled = object.pager.get_page(offset, staging.slice_mut(len), &object.counters);
+    let installed = filled.map_err(|error| Stopped { installed: 0, error }).and_then(|()| {
+        let moved = frames.move_in(start, &mut staging, len);
+        let rest = moved / object.granule.as_usize() * object.granule.as_usize();
+        install_from(entry, first, staging.slice_mut(len), rest, false)?;
+        Ok(if moved == len && object.block_of(first).is_some() { HUGE } else { 0 })
+    });
+    frames.give_scratch(staging, len);
+    Some(installed)
+}
+
+/// Installs the pages from `first` on that `bytes` holds; those in the first `done` bytes are.
+fn install_from(
+    entry: &MapEntry,
+    first: PageIndex,
+    bytes: &[u8],
+    done: usize,
+    protected: bool,
+) -> Result<(), Stopped> {
+    let granule = entry.object.granule.as_usize();
+    for (index, chunk) in bytes.chunks(granule).enumerate().skip(done / granule) {
+        install(entry, PageIndex(first.0 + index as u64), chunk, protected)
+            .map_err(|error| Stopped { installed: index as u64, error })?;
+    }
+    Ok(())
 }
 
 fn finish_filled(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount) {
@@ -192,14 +272,15 @@ fn finish_filled(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount)
 /// resident.
 pub fn completes_huge_page(entry: &MapEntry, page: PageIndex) -> bool {
     let resident = |page: u64| entry.object.pages.state(PageIndex(page)) == PageState::Resident;
-    entry.huge_block(page).is_some_and(|block| block.into_iter().all(resident))
+    let small = entry.huge && !entry.object.pages.has(page, HUGE);
+    small && entry.object.block_of(page).is_some_and(|block| block.into_iter().all(resident))
 }
 
 /// Makes a huge page of the granules around `page`: scattered small pages cost a reader of the
 /// whole array up to twice the time, as measured by `bench/hot_rows.py`.
 #[allow(unsafe_code)]
 pub fn collapse(entry: &MapEntry, page: PageIndex) {
-    if let Some(block) = entry.huge_block(page).filter(|_| completes_huge_page(entry, page)) {
+    if let Some(block) = entry.object.block_of(page).filter(|_| completes_huge_page(entry, page)) {
         let start = entry.page_range(PageIndex(block.start)).start;
         // SAFETY: part of our own mapping, which the task's guard keeps mapped.
         unsafe { memory::collapse(Range { start, len: memory::HUGE_BYTES }) }
@@ -260,7 +341,11 @@ fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount)
         // They may have met the page write-protected, after the installation had woken them.
         entry.pmap.get().wake(entry.page_range(page));
     }
-    object.policy.lock().insert(page);
+    // The first granule of a huge page stands for all of it.
+    let stands = flags & HUGE == 0 || object.block_of(page).is_none_or(|block| block.start == page.0);
+    if stands {
+        object.policy.lock().insert(page);
+    }
     PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
 }
 
@@ -364,3 +449,6 @@ fn drop_filler(entry: &MapEntry) {
     entry.object.policy.lock().retain(&mut |page| !gone.contains(&page));
     pageout::remove_claimed(entry, &filler);
 }
+
+#[cfg(test)]
+mod tests;

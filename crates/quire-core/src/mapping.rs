@@ -231,7 +231,7 @@ impl Mapping {
             let granule = entry.object.granule.0;
             let room = entry.object.account.budget().0 / 2 / granule;
             let pages = residency::pages_of(&entry.object, span);
-            let run = (entry.object.pager.store().run().0.max(1 << 20) / granule).max(1);
+            let run = entry.run_pages().max((1 << 20) / granule);
             residency::submit(&entry, pages.start..pages.end.min(pages.start + room), run);
         }
     }

@@ -10,7 +10,7 @@ use crate::counters::{Counters, add};
 use crate::dirty::Dirty;
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
-use crate::page::{PageState, PageTable};
+use crate::page::{HUGE, PageState, PageTable};
 use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pager::Pager;
 use crate::policy::{self, Policy};
@@ -18,7 +18,7 @@ use crate::readahead::Readahead;
 use crate::standby::Standby;
 use crate::sys::fork::ForkMutex;
 use crate::sys::futex;
-use crate::sys::memory::page_bytes;
+use crate::sys::memory::{HUGE_BYTES, page_bytes};
 use crate::units::{ByteCount, PageCount, PageIndex};
 
 /// Whether pages can still be had.
@@ -193,20 +193,34 @@ impl MemoryObject {
         self.fill_ns.load(Ordering::Relaxed) > DEAR * standby_ns
     }
 
-    /// Pages that the policy knows, in order.
+    /// Pages that the policy knows, and those of the huge pages that they stand for, in order.
     pub fn resident_pages(&self) -> Vec<PageIndex> {
         let mut pages = Vec::new();
         self.policy.lock().retain(&mut |page| {
-            pages.push(page);
+            let block = self.block_of(page).filter(|_| self.pages.has(page, HUGE));
+            pages.extend(block.unwrap_or(page.0..page.0 + 1).map(PageIndex));
             true
         });
         pages.sort_unstable();
+        pages.dedup();
         pages
     }
 
     /// Claims a page that is to be filled ahead of need; false where it is not absent, or stands by.
     pub fn claim_ahead(&self, page: PageIndex) -> bool {
         !self.standby.holds(page) && self.pages.claim(page, PageState::Absent, PageState::Loading)
+    }
+
+    /// The granules that share the addresses of a huge page with a granule, where all of them lie in the
+    /// mapping.
+    pub fn block_of(&self, page: PageIndex) -> Option<std::ops::Range<u64>> {
+        let (huge, granule) = (HUGE_BYTES as u64, self.granule.0);
+        if !huge.is_multiple_of(granule) {
+            return None;
+        }
+        let pages = huge / granule;
+        let first = page.0 / pages * pages;
+        ((first + pages) * granule <= self.mapped.0).then_some(first..first + pages)
     }
 
     /// Number of granules.

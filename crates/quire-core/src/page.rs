@@ -11,7 +11,8 @@
 //!   bit  6     AHEAD       was filled ahead of need
 //!   bit  7     DIRTY       differs from its backing, as far as has been noticed
 //!   bit  8     PINNED      stays resident
-//!   bits 9..   how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
+//!   bit  9     HUGE        part of a huge page, which goes as a whole; the policy knows its first granule
+//!   bits 10..  how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
 //!
 //!                 claim                 installed            protection changes, written back
 //!      ABSENT ───────────▶ LOADING ───────────────▶ RESIDENT ◀──────▶ HELD
@@ -44,8 +45,10 @@ pub const AHEAD: u32 = 1 << 6;
 pub const DIRTY: u32 = 1 << 7;
 /// Stays resident.
 pub const PINNED: u32 = 1 << 8;
+/// Part of a huge page.
+pub const HUGE: u32 = 1 << 9;
 const STATE: u32 = 7;
-const WAITER: u32 = 1 << 9;
+const WAITER: u32 = 1 << 10;
 
 /// Where a page is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,11 @@
 use crate::counters::{add, count};
 use crate::errors::StoreError;
 use crate::laundry;
-use crate::page::{PINNED, PageState};
+use crate::page::{HUGE, PINNED, PageState};
 use crate::page_cache::{PAGE_CACHE, Room};
+use crate::policy::Policy;
 use crate::space::{MapEntry, SPACE};
-use crate::sys::memory::Range;
+use crate::sys::memory::{self, HUGE_BYTES, Range};
 use crate::sys::thread;
 use crate::units::{ByteCount, PageIndex};
 
@@ -181,6 +182,14 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
         let Some(page) = policy.victim(&mut |page| object.pages.take_referenced(page)) else {
             break;
         };
+        if object.pages.has(page, HUGE) {
+            if claim_huge(entry, page, &mut victims) {
+                chosen.0 += HUGE_BYTES as u64;
+            } else if break_up(entry, &mut **policy, page) || object.pages.has(page, HUGE) {
+                policy.insert(page); // a part is pinned, held, or still on its way
+            }
+            continue;
+        }
         // All of a huge page or nothing: a part of one frees no memory.
         let block = entry.huge_block(page).unwrap_or(page.0..page.0 + 1);
         for page in block.map(PageIndex) {
@@ -201,6 +210,46 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
     (victims, chosen)
 }
 
+/// Moves all granules of the huge page around one to EVICTING, or none: a part of it frees no memory.
+/// Called with the policy's lock held.
+pub fn claim_huge(entry: &MapEntry, page: PageIndex, victims: &mut Vec<(PageIndex, Range)>) -> bool {
+    let object = &entry.object;
+    let Some(mut block) = object.block_of(page) else { return false };
+    let from = victims.len();
+    let whole = block.all(|page| {
+        let page = PageIndex(page);
+        let claimed = object.pages.claim(page, PageState::Resident, PageState::Evicting);
+        if claimed {
+            victims.push((page, entry.page_range(page)));
+        }
+        claimed
+    });
+    if !whole {
+        victims.drain(from..).for_each(|(page, _)| object.pages.keep(page, 0));
+    }
+    whole
+}
+
+/// Breaks up the huge page around a granule when a part of it is pinned or gone, so that the others can go;
+/// false when none is. Called with the policy's lock held; the policy knows the first granule.
+#[allow(unsafe_code)]
+pub fn break_up(entry: &MapEntry, policy: &mut dyn Policy, page: PageIndex) -> bool {
+    let pages = &entry.object.pages;
+    let Some(block) = entry.object.block_of(page) else { return false };
+    let stays = |page| pages.has(page, PINNED) || pages.state(page) == PageState::Absent;
+    if !block.clone().map(PageIndex).any(stays) {
+        return false;
+    }
+    // SAFETY: pages of our own mapping, which stay.
+    unsafe { memory::split_huge(entry.page_range(page)) }
+    for other in block.clone().map(PageIndex) {
+        if pages.mark(other, 0, HUGE) && other.0 != block.start {
+            policy.insert(other);
+        }
+    }
+    true
+}
+
 /// Gives back what a refusal of the kernel says is short: pages of `entry`, or else of others.
 pub fn give_back(entry: &MapEntry, target: ByteCount) {
     if evict(entry, target).0.0 == 0 {
@@ -213,12 +262,27 @@ pub fn remove_claimed(entry: &MapEntry, pages: &[(PageIndex, Range)]) -> ByteCou
     if pages.is_empty() {
         return ByteCount(0);
     }
-    let ranges: Vec<Range> = pages.iter().map(|(_, range)| *range).collect();
+    let mut ranges: Vec<Range> = pages.iter().map(|(_, range)| *range).collect();
+    let bytes = ByteCount(ranges.iter().map(|range| range.len as u64).sum());
+    recycle_huge(entry, pages, &mut ranges);
     entry.pmap.get().remove(&ranges);
     for (page, _) in pages {
         entry.object.pages.finish(*page, PageState::Absent, 0);
     }
-    let bytes = ByteCount(ranges.iter().map(|range| range.len as u64).sum());
     PAGE_CACHE.release(&entry.object.account, bytes);
     bytes
+}
+
+/// Keeps the first huge page of those that go for the next load; what was taken is no more in `ranges`.
+fn recycle_huge(entry: &MapEntry, pages: &[(PageIndex, Range)], ranges: &mut Vec<Range>) {
+    let object = &entry.object;
+    let Some(first) = pages.iter().position(|(page, _)| object.pages.has(*page, HUGE)) else { return };
+    let Some(block) = object.block_of(pages[first].0) else { return };
+    let end = first + (block.end - block.start) as usize;
+    let whole =
+        pages[first].0.0 == block.start && pages.get(end - 1).is_some_and(|last| last.0.0 == block.end - 1);
+    let range = Range { start: pages[first].1.start, len: HUGE_BYTES };
+    if whole && entry.huge_frames().is_some_and(|frames| frames.recycle(range)) {
+        ranges.drain(first..end);
+    }
 }

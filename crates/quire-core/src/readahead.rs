@@ -68,8 +68,13 @@ pub struct Limits {
     pub granule: u64,
     /// Granules of one window at most; with 0 nothing is filled ahead.
     pub window: u64,
+    /// As `window`, for granules in a row.
+    pub row: u64,
     /// Granules of the mapping.
     pub end: u64,
+    /// Granules that are best filled at once, from multiples of so many on: a window that holds two such
+    /// units ends where one does.
+    pub unit: u64,
 }
 
 /// A fault and its limits, signed: sequences go both ways.
@@ -79,7 +84,9 @@ struct At {
     page: i64,
     granule: i64,
     limit: i64,
+    row: i64,
     end: i64,
+    unit: i64,
     thread: u64,
     missing: bool,
 }
@@ -93,7 +100,9 @@ impl At {
             page: signed(fault.offset) / granule,
             granule,
             limit: signed(limits.window),
+            row: signed(limits.row),
             end: signed(limits.end).saturating_mul(granule),
+            unit: signed(limits.unit).max(1),
             thread: fault.thread,
             missing: fault.missing,
         }
@@ -228,7 +237,7 @@ impl Readahead {
 
     /// Follows a new sequence, in the place of the thread's own stillest when it has its share.
     fn open(&mut self, mut stream: Stream, at: &At) -> Ahead {
-        let window = if self.advice == Advice::Sequential { at.limit } else { WINDOW_FIRST };
+        let window = if self.advice == Advice::Sequential { stream.limit(at) } else { WINDOW_FIRST };
         let own = self.streams.iter().filter(|stream| stream.is_open() && stream.thread == at.thread).count();
         let places = self.streams.iter_mut();
         let place = places

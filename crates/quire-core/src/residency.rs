@@ -12,7 +12,7 @@ use crate::fill::{Task, Work};
 use crate::laundry;
 use crate::load;
 use crate::memory_object::MemoryObject;
-use crate::page::{DIRTY, PINNED, PageState, REFERENCED};
+use crate::page::{DIRTY, HUGE, PINNED, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::pmap::Tracking;
@@ -41,7 +41,7 @@ pub fn populate(entry: &Arc<MapEntry>, span: Span<u64>) -> Result<(), StoreError
     let object = &entry.object;
     let pages = pages_of(object, span);
     let granule = object.granule.0;
-    let run = (object.pager.store().run().0.max(1 << 20) / granule).max(1);
+    let run = entry.run_pages().max((1 << 20) / granule);
     let window = (object.account.budget().0 / (WINDOW_SHARE * granule)).clamp(1, 64 * run);
     let mut first = pages.start;
     while first < pages.end {
@@ -184,8 +184,8 @@ pub fn unpin(entry: &MapEntry, span: Span<u64>) {
     }
 }
 
-/// Evicts the pages of a span that lie wholly in it and are not pinned; dirty ones are written back
-/// first. Returns the bytes freed.
+/// Evicts the pages of a span that lie wholly in it and are not pinned, and what shares a huge page with
+/// them; dirty ones are written back first. Returns the bytes freed.
 ///
 /// # Errors
 /// A page could not be written back; it stays, dirty.
@@ -201,12 +201,7 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
     let resident: Vec<PageIndex> =
         object.resident_pages().into_iter().filter(|page| whole.contains(&page.0)).collect();
     for batch in resident.chunks(BATCH) {
-        let victims: Vec<(PageIndex, Range)> = batch
-            .iter()
-            .filter(|page| object.pages.claim(**page, PageState::Resident, PageState::Evicting))
-            .map(|page| (*page, entry.page_range(*page)))
-            .collect();
-        object.policy.lock().retain(&mut |page| victims.binary_search_by_key(&page, |v| v.0).is_err());
+        let victims = claim(entry, batch);
         let count = victims.len() as u64;
         let (bytes, result) = if entry.writable {
             laundry::evict_claimed(entry, victims, false)
@@ -219,6 +214,29 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
         result?;
     }
     Ok(freed)
+}
+
+/// Moves those of these pages to EVICTING that can go, and the rest of the huge pages that they are parts
+/// of.
+fn claim(entry: &MapEntry, pages: &[PageIndex]) -> Vec<(PageIndex, Range)> {
+    let object = &entry.object;
+    let mut policy = object.policy.lock();
+    let mut victims = Vec::new();
+    for page in pages {
+        let huge = object.pages.has(*page, HUGE);
+        if huge
+            && (pageout::claim_huge(entry, *page, &mut victims)
+                || !pageout::break_up(entry, &mut **policy, *page))
+        {
+            continue;
+        }
+        if object.pages.claim(*page, PageState::Resident, PageState::Evicting) {
+            victims.push((*page, entry.page_range(*page)));
+        }
+    }
+    victims.sort_unstable_by_key(|(page, _)| *page);
+    policy.retain(&mut |page| victims.binary_search_by_key(&page, |victim| victim.0).is_err());
+    victims
 }
 
 /// Copies bytes of the mapping to `buf`, without a touch of its addresses that could fault.

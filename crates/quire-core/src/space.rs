@@ -6,12 +6,16 @@ use std::sync::{Arc, RwLockWriteGuard};
 
 use crate::fill::FillPool;
 use crate::memory_object::{InFlight, MemoryObject};
-use crate::page::PageState;
-use crate::pmap::Pmap;
+use crate::page::{HUGE, PageState};
+use crate::page_cache::PAGE_CACHE;
+use crate::pmap::{Pmap, frames::Frames};
 use crate::sys::fork::{ForkCell, HeldGuard};
 use crate::sys::lock::RwLock;
 use crate::sys::memory::{HUGE_BYTES, Range};
 use crate::units::PageIndex;
+
+/// A huge page takes at most this part of a budget.
+const HUGE_SHARE: u64 = 16;
 
 /// A range of addresses that shows a memory object through a pmap.
 pub struct MapEntry {
@@ -45,16 +49,36 @@ impl MapEntry {
         Range { start, len: self.object.page_len(page) }
     }
 
-    /// The granules of the huge page around a granule, where the entry has huge pages and that one
-    /// lies wholly inside.
+    /// The granules of the huge page around a granule, where it is a part of one or may become that.
     pub fn huge_block(&self, page: PageIndex) -> Option<std::ops::Range<u64>> {
-        let granule = self.object.granule.0;
-        if !self.huge || !(HUGE_BYTES as u64).is_multiple_of(granule) {
-            return None;
-        }
-        let pages = HUGE_BYTES as u64 / granule;
-        let first = page.0 / pages * pages;
-        ((first + pages) * granule <= self.range.len as u64).then_some(first..first + pages)
+        let huge = self.huge || self.object.pages.has(page, HUGE);
+        huge.then(|| self.object.block_of(page)).flatten()
+    }
+
+    /// What moves huge pages into this entry and out of it, where they are. Not where writes are noticed:
+    /// one between a page's move and its protection would be lost.
+    pub fn huge_frames(&self) -> Option<&Frames> {
+        self.pmap.get().frames().filter(|frames| !self.writable && frames.moves_huge_pages())
+    }
+
+    /// Whether a reader in order gets huge pages: the store is fast, and the budgets hold enough of them.
+    pub fn loads_huge_pages(&self) -> bool {
+        let budget = self.object.account.budget().min(PAGE_CACHE.account.budget());
+        let roomy = budget.0 / HUGE_SHARE >= HUGE_BYTES as u64;
+        roomy && !self.object.pager.store().is_slow() && self.huge_frames().is_some()
+    }
+
+    /// Granules that the store likes to be read at once.
+    pub fn store_run_pages(&self) -> u64 {
+        (self.object.pager.store().run().0 / self.object.granule.0).max(1)
+    }
+
+    /// Granules to load at once when a reader goes in order: as the store likes it, or those of a huge
+    /// page.
+    pub fn run_pages(&self) -> u64 {
+        let run = self.store_run_pages();
+        let block = self.object.block_of(PageIndex(0)).filter(|_| self.loads_huge_pages());
+        block.map_or(run, |block| run.max(block.end))
     }
 
     /// Moves a page whose load is not going to happen back to ABSENT; who waits for it tries itself.

@@ -12,9 +12,11 @@ use crate::sys::userfaultfd::{
     Access, FEATURE_MOVE, FEATURE_PAGEFAULT_FLAG_WP, FEATURE_WP_ASYNC, FEATURE_WP_UNPOPULATED, Userfaultfd,
 };
 
-/// Bytes of a scratch range that is kept for the next eviction.
+/// Bytes of a scratch range that is kept for the next use, how many are, and how many of them with a
+/// huge page.
 const SCRATCH: usize = HUGE_BYTES;
 const KEPT_MAX: usize = 4;
+const KEPT_FULL_MAX: usize = 2;
 
 /// A userfaultfd and what goes with it.
 pub struct Frames {
@@ -22,7 +24,42 @@ pub struct Frames {
     pub uffd: Userfaultfd,
     tracking: Tracking,
     pagemap: Option<Pagemap>,
-    scratch: Mutex<Vec<Range>>,
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+/// Memory of ours that pages are moved to and from, by [`Frames`]: aligned to huge pages, and made of
+/// them where it is filled while it is empty.
+pub struct Scratch {
+    range: Range,
+    /// Holds a huge page with the bytes of another time.
+    full: bool,
+}
+
+impl Scratch {
+    /// Where it is.
+    pub fn start(&self) -> usize {
+        self.range.start
+    }
+
+    /// The first `len` bytes.
+    pub fn slice_mut(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.range.len, "a slice of a scratch range lies inside it");
+        // SAFETY: mapped read-write while `self` lives; exclusive by `&mut self`; in bounds.
+        unsafe { std::slice::from_raw_parts_mut(self.range.start as *mut u8, len) }
+    }
+
+    fn empty(&mut self, used: usize) {
+        // SAFETY: memory of ours whose content is not needed any more.
+        unsafe { memory::discard(&[Range { start: self.range.start, len: used }]) }
+        self.full = false;
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: a range of ours; no borrow outlives `self`.
+        unsafe { memory::unmap(self.range) }
+    }
 }
 
 /// How writes can be noticed with these features of the kernel, best first.
@@ -104,34 +141,110 @@ impl Frames {
         self.pagemap.as_ref().ok_or(libc::ENOTSUP)?.look_at_written(range, found)
     }
 
-    /// An empty range of at least `len` bytes that pages can be moved to.
-    pub fn take_scratch(&self, len: usize) -> Result<Range, i32> {
+    /// An empty scratch range of at least `len` bytes, which pages can be moved to.
+    pub fn take_scratch(&self, len: usize) -> Result<Scratch, i32> {
+        let mut scratch = self.take(len, false)?;
+        if scratch.full {
+            scratch.empty(SCRATCH);
+        }
+        Ok(scratch)
+    }
+
+    /// A scratch range of at least `len` bytes that pages are to be filled in, and moved from: best one
+    /// that has a page from before, which saves the kernel the zeros of a new one.
+    pub fn take_staging(&self, len: usize) -> Result<Scratch, i32> {
+        self.take(len, true)
+    }
+
+    fn take(&self, len: usize, full: bool) -> Result<Scratch, i32> {
         let mut kept = self.scratch.lock();
-        if let Some(index) = kept.iter().position(|range| range.len >= len) {
+        let fits = |scratch: &Scratch| scratch.range.len >= len;
+        let best = kept.iter().position(|scratch| fits(scratch) && scratch.full == full);
+        if let Some(index) = best.or_else(|| kept.iter().position(fits)) {
             return Ok(kept.swap_remove(index));
         }
         drop(kept);
-        let len = len.max(SCRATCH);
+        let len = len.next_multiple_of(SCRATCH);
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let range = memory::reserve_aligned(len, HUGE_BYTES, prot).map_err(|_| libc::ENOMEM)?;
-        // SAFETY: a new range of ours. A forked child has no use for it.
-        let _ = unsafe { memory::advise(range, libc::MADV_DONTFORK) };
-        self.uffd.register(range, false).inspect_err(|_| {
-            // SAFETY: a new range that nothing refers to.
-            unsafe { memory::unmap(range) }
-        })?;
-        Ok(range)
+        let scratch = Scratch { range, full: false };
+        // SAFETY: a new range of ours. A forked child has no use for it; a kernel without huge pages
+        // refuses the advice, and needs it not.
+        unsafe {
+            let _ = memory::advise(range, libc::MADV_DONTFORK);
+            let _ = memory::advise(range, libc::MADV_HUGEPAGE);
+        }
+        self.uffd.register_scratch(range)?;
+        Ok(scratch)
     }
 
     /// Gives a scratch range back, whose first `used` bytes may hold pages.
-    pub fn give_scratch(&self, range: Range, used: usize) {
-        self.remove(&[Range { start: range.start, len: used }]);
+    pub fn give_scratch(&self, mut scratch: Scratch, used: usize) {
+        scratch.empty(used);
+        self.keep(scratch);
+    }
+
+    fn keep(&self, scratch: Scratch) {
         let mut kept = self.scratch.lock();
-        if range.len == SCRATCH && kept.len() < KEPT_MAX {
-            kept.push(range);
-        } else {
-            // SAFETY: a range of ours that nothing refers to.
-            unsafe { memory::unmap(range) }
+        if scratch.range.len == SCRATCH && kept.len() < KEPT_MAX {
+            kept.push(scratch);
+        }
+    }
+
+    /// Whether pages can be moved into mappings, as huge ones.
+    pub fn moves_huge_pages(&self) -> bool {
+        self.tracking == Tracking::WpAsync && memory::has_huge_pages()
+    }
+
+    /// Moves the first `len` bytes of a scratch range to `start`, absent pages of a read-only mapping, and
+    /// wakes who waits there. Returns how many bytes were moved, from the start on.
+    ///
+    /// The kernel moves pages between writable memory only, and leaves them open to writes: so the range is
+    /// writable for these few microseconds. A thread that waits for it is woken afterwards.
+    pub fn move_in(&self, start: usize, scratch: &mut Scratch, len: usize) -> usize {
+        let to = Range { start, len };
+        // A page table that faults or small pages have left there would have the huge page split.
+        self.remove(&[to]);
+        let moved = Self::while_writable(to, || {
+            // SAFETY: scratch of ours; absent pages of an entered range, which the caller owns (LOADING).
+            unsafe { self.uffd.move_pages(start, Range { start: scratch.range.start, len }).0 }
+        });
+        scratch.full &= moved == 0;
+        let _ = self.uffd.wake(to); // fails only for an invalid range
+        moved
+    }
+
+    /// Takes the huge page at `range`, of a read-only mapping, for the next [`Frames::take_staging`]; false
+    /// when there are enough, or the kernel does not give it.
+    pub fn recycle(&self, range: Range) -> bool {
+        if self.scratch.lock().iter().filter(|scratch| scratch.full).count() >= KEPT_FULL_MAX {
+            return false;
+        }
+        let Ok(mut scratch) = self.take_scratch(range.len) else { return false };
+        let moved = Self::while_writable(range, || {
+            // SAFETY: pages that the caller owns (EVICTING); scratch of ours, which is empty.
+            unsafe { self.uffd.move_pages(scratch.range.start, range).0 }
+        });
+        if moved < range.len {
+            scratch.empty(moved); // what is left in its place goes with the caller's removal
+        }
+        scratch.full = moved == range.len;
+        self.keep(scratch);
+        moved == range.len
+    }
+
+    /// Calls `work` while a range of a read-only mapping is writable; 0 when it cannot be.
+    fn while_writable(range: Range, work: impl FnOnce() -> usize) -> usize {
+        let writable = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a range of an entered mapping whose pages the caller owns. The way back joins map
+        // entries; were it refused, only a stray write would go unnoticed.
+        unsafe {
+            if memory::protect(range, writable).is_err() {
+                return 0; // no map entry left
+            }
+            let done = work();
+            let _ = memory::protect(range, libc::PROT_READ);
+            done
         }
     }
 
@@ -164,14 +277,5 @@ impl Frames {
 impl AsRawFd for Frames {
     fn as_raw_fd(&self) -> RawFd {
         self.uffd.as_raw_fd()
-    }
-}
-
-impl Drop for Frames {
-    fn drop(&mut self) {
-        for range in self.scratch.lock().drain(..) {
-            // SAFETY: ranges of ours that nothing refers to.
-            unsafe { memory::unmap(range) }
-        }
     }
 }

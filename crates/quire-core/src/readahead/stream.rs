@@ -56,6 +56,11 @@ impl Stream {
         self.moved > 0
     }
 
+    /// Steps of a window at most.
+    pub fn limit(&self, at: &At) -> i64 {
+        if self.dense { at.row } else { (at.limit / self.granules(at.granule)).max(1) }
+    }
+
     /// Granules that each step touches.
     fn granules(&self, granule: i64) -> i64 {
         (self.extent - 1) / granule + 1
@@ -90,7 +95,7 @@ impl Stream {
 
     /// Moves on by `step` steps to this fault.
     pub fn advance(&mut self, step: i64, at: &At, sequential: bool) -> (Ahead, Moved) {
-        let limit = (at.limit / self.granules(at.granule)).max(1);
+        let limit = self.limit(at);
         let came = step.min(self.ahead);
         let lost = self.has_lost(step, at);
         self.move_by(step, at);
@@ -126,11 +131,22 @@ impl Stream {
 
     /// Makes `window` the window and asks for what of it has not been asked for.
     pub fn ask(&mut self, window: i64, at: &At) -> Ahead {
-        self.window = window.clamp(1, at.limit);
-        let to = self.window.min(self.room(at.end));
+        self.window = window.clamp(1, at.limit.max(self.limit(at)));
+        let to = self.whole_units(self.window.min(self.room(at.end)), at);
         let from = self.ahead.min(to);
         self.ahead = self.ahead.max(to);
         self.steps_ahead(from, to, at)
+    }
+
+    /// At most `to` steps, so that from granule to granule they end where a unit does. All of them where
+    /// they are not worth two units, or end where the mapping does.
+    fn whole_units(&self, to: i64, at: &At) -> i64 {
+        if !self.dense || to < 2 * at.unit || to == self.room(at.end) {
+            return to;
+        }
+        let page = self.last / at.granule;
+        let surplus = if self.step > 0 { page + 1 + to } else { to - page };
+        to - surplus.rem_euclid(at.unit)
     }
 
     /// Steps that are left in the mapping.
@@ -159,7 +175,7 @@ impl Stream {
         self.ahead -= step;
         self.move_by(step, at);
         self.extent = at.offset - position + 1;
-        let limit = (at.limit / self.granules(at.granule)).max(1);
+        let limit = self.limit(at);
         self.ahead = self.ahead.min(limit);
         Some(self.steps_ahead(0, self.ahead, at).after(hits, 0))
     }

@@ -9,7 +9,7 @@ use super::*;
 const GRANULE: u64 = 65536;
 
 fn limits(window: u64, end: u64) -> Limits {
-    Limits { granule: GRANULE, window, end }
+    Limits { granule: GRANULE, window, row: window, end, unit: 1 }
 }
 
 fn on_its_way(page: u64) -> Fault {
@@ -41,7 +41,7 @@ impl Machine {
     fn new(granule: u64, end: u64, frames: usize) -> Self {
         Machine {
             readahead: Readahead::default(),
-            limits: Limits { granule, window: 16, end },
+            limits: Limits { granule, window: 16, row: 16, end, unit: 1 },
             resident: HashSet::new(),
             order: VecDeque::new(),
             frames,
@@ -108,6 +108,33 @@ fn runs_end_where_the_store_s_units_do() {
     };
     assert_eq!(runs_of([9, 10, 11, 14, 19]), (vec![15..16, 16..19], vec![20..24, 24..28]));
     assert_eq!(runs_of([51, 50, 49, 46, 41]), (vec![44..46, 42..44], vec![40..41, 36..40, 33..36]));
+}
+
+#[test]
+fn a_window_of_two_units_ends_where_a_unit_does() {
+    let limits = Limits { unit: 8, ..limits(64, 1000) };
+    let mut readahead = Readahead::default();
+    let mut runs = |page| readahead.note(on_its_way(page), limits).runs(8).collect::<Vec<_>>();
+    let ramp: Vec<_> = [101, 102, 103, 106, 111].map(&mut runs).into_iter().flatten().flatten().collect();
+    assert_eq!(ramp, (104..106).chain(107..111).chain(112..120).collect::<Vec<u64>>());
+    assert_eq!(runs(120), [121..128, 128..136]);
+    // From here on all that is asked for is whole units, wherever in the window the reader is met.
+    assert_eq!(runs(136), [137..144, 144..152, 152..160, 160..168]);
+    assert_eq!(runs(141), (168..200).step_by(8).map(|at| at..at + 8).collect::<Vec<_>>());
+    assert!(runs(142).is_empty());
+    assert_eq!(runs(150).into_iter().flatten().collect::<Vec<_>>(), (200..208).collect::<Vec<_>>());
+
+    let mut readahead = Readahead::default();
+    let mut runs = |page| readahead.note(on_its_way(page), limits).runs(8).collect::<Vec<_>>();
+    let ramp = [910, 909, 908, 905, 900].map(&mut runs);
+    assert_eq!(ramp[4].iter().map(|run| run.end - run.start).sum::<u64>(), 8);
+    assert_eq!(runs(891), [888..891, 880..888]);
+    assert_eq!(runs(887), [872..880, 864..872, 856..864]);
+    // The mapping's end ends a window too.
+    let mut readahead = Readahead::default();
+    readahead.set_advice(Advice::Sequential);
+    let asked = readahead.note(on_its_way(961), Limits { end: 990, ..limits });
+    assert_eq!(asked.runs(32).flatten().collect::<Vec<_>>(), (962..990).collect::<Vec<_>>());
 }
 
 #[test]

@@ -93,6 +93,26 @@ pub unsafe fn collapse(range: Range) {
     let _ = unsafe { advise(range, MADV_COLLAPSE) };
 }
 
+/// Whether the system makes huge pages for who asks for them.
+pub fn has_huge_pages() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        setting.is_ok_and(|setting| !setting.contains("[never]"))
+    })
+}
+
+/// Breaks up the huge page around a range that is a part of one: memory of its other parts is free as
+/// soon as they are dropped. A refusal changes nothing.
+///
+/// # Safety
+/// The caller owns the range.
+pub unsafe fn split_huge(range: Range) {
+    // Its effect on a part of a huge page is the point, that on the order of reclaim does no harm.
+    // SAFETY: own range (contract); the content stays the same.
+    let _ = unsafe { advise(range, libc::MADV_COLD) };
+}
+
 /// Maps fresh anonymous memory at exactly `range`, replacing what is there.
 ///
 /// # Safety
@@ -214,6 +234,7 @@ pub unsafe fn discard(ranges: &[Range]) {
     /// 0: not tried, 1: works, -1: the kernel refuses.
     static BATCH: AtomicI32 = AtomicI32::new(0);
     const PIDFD_SELF_THREAD_GROUP: i32 = -10001; // linux/pidfd.h, Linux 6.14
+    let ranges = joined(ranges);
     if ranges.len() > 1 && BATCH.load(Ordering::Relaxed) >= 0 {
         let total: usize = ranges.iter().map(|range| range.len).sum();
         // SAFETY: struct iovec and Range have different layouts, so the vector is built here and
@@ -238,11 +259,23 @@ pub unsafe fn discard(ranges: &[Range]) {
             BATCH.store(-1, Ordering::Relaxed);
         }
     }
-    for range in ranges {
+    for range in &ranges {
         // SAFETY: the caller's contract. DONTNEED on an own unlocked anonymous range fails only
         // for a range that is not mapped, which has no pages to drop.
         let _ = unsafe { advise(*range, libc::MADV_DONTNEED) };
     }
+}
+
+/// The same ranges, with those joined that follow each other without a gap.
+fn joined(ranges: &[Range]) -> Vec<Range> {
+    let mut joined: Vec<Range> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.start + last.len == range.start => last.len += range.len,
+            _ => joined.push(*range),
+        }
+    }
+    joined
 }
 
 /// An atomic integer: all zero bits are a value of it.

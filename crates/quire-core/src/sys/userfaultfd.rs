@@ -30,6 +30,7 @@ const API: u64 = 0xAA;
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
 const COPY_MODE_WP: u64 = 2;
+const MOVE_MODE_DONTWAKE: u64 = 1;
 const WRITEPROTECT_MODE_WP: u64 = 1;
 const PAGEFAULT_FLAG_WRITE: u64 = 1;
 const PAGEFAULT_FLAG_WP: u64 = 2;
@@ -206,6 +207,15 @@ impl Userfaultfd {
         self.ioctl(UFFDIO_REGISTER, &mut args)
     }
 
+    /// Registers a range as a place that pages can be moved to: its faults stay the kernel's own.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn register_scratch(&self, range: Range) -> Result<(), i32> {
+        let mut args = RegisterArgs { range: range_args(range), mode: REGISTER_MODE_WP, ioctls: 0 };
+        self.ioctl(UFFDIO_REGISTER, &mut args)
+    }
+
     /// Ends the registration of a range and wakes its waiters.
     ///
     /// # Errors
@@ -237,8 +247,9 @@ impl Userfaultfd {
     }
 
     /// Moves whole pages from `src` to `dst`: what a thread stores in them meanwhile comes along,
-    /// or finds the page gone. Returns the bytes moved, with the errno when that is not all: EBUSY
-    /// for a page that the kernel holds (O_DIRECT).
+    /// or finds the page gone. A huge page stays one where all of it is moved to where one can be. Wakes
+    /// nobody. Returns the bytes moved, with the errno when that is not all: EBUSY for a page that the
+    /// kernel holds (O_DIRECT).
     ///
     /// # Safety
     /// Both are ranges of the caller's, `dst` registered, empty and as long as `src`; both writable.
@@ -249,7 +260,7 @@ impl Userfaultfd {
                 dst: (dst + done) as u64,
                 src: (src.start + done) as u64,
                 len: (src.len - done) as u64,
-                mode: 0,
+                mode: MOVE_MODE_DONTWAKE,
                 copied: 0,
             };
             match self.ioctl(UFFDIO_MOVE, &mut args) {
