@@ -2,7 +2,8 @@
 #   make demo     quire's main job on real data, with a picture
 #   make test     every test, also as an ordinary user when run as root
 PYTHON ?= python3
-PYTEST_ARGS ?=
+# As many tests at once as there are processors.
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,7 +52,7 @@ test-python: $(SETUP_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-long: $(SETUP_STAMP)  ## the tests that take minutes, and are in no other run
-	$(BIN)/python -m pytest -m long -o faulthandler_timeout=900 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m long -o faulthandler_timeout=900
 
 test-ordinary-user: $(SETUP_STAMP)
 ifneq ($(ORDINARY_USER_TESTS),)

@@ -1,7 +1,7 @@
 """What watching numpy's exports costs arrays that have nothing to do with quire.
 
 Where a pmap cannot have the kernel touch its pages, quire watches the exports of `numpy.ndarray`,
-so that system calls on cold pages work. Each sample is a new interpreter, with the watch or without.
+so that system calls on cold pages work. Each sample is a new interpreter, watching or not.
 """
 
 from __future__ import annotations
