@@ -4,13 +4,15 @@ Each round of each side is a fresh process, `python -m bench.swap --child SPEC`:
 then sums it, adds 1 to random elements, and sorts it in place. quire's is `quire.empty(budget=...)`
 in a cgroup that allows the budget and a quarter more, as its swap file goes through the page cache,
 which would otherwise keep all of it in memory. The kernel's is a plain `numpy.empty` in the same
-cgroup: it may use that quarter too.
+cgroup: it may use that quarter too. Where the kernel cannot swap fast enough for its limit it kills
+the process: that round is begun anew, and counted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     from quire.testing.cgroups import MemoryGroup
 
 MIB = 1 << 20
-SIZE_BYTES_MAX = 128 * MIB
+SIZE_BYTES_MAX = 256 * MIB
 UPDATE_COUNT = 10_000
 WORKS = ("sum", "random update", "sort")
 # A round that takes longer than this is not going to end.
 ROUND_SECONDS_MAX = 120
+# How often a round whose process the kernel has killed is begun.
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,11 @@ def _measure(topic: Topic, context: Context, size: int, group: MemoryGroup | Non
         sides["quire"] = ("quire", str(group.path))
         sides["kernel"] = ("kernel", str(group.path))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    killed: list[str] = []
     calls: dict[str, Callable[[], float]] = {
-        name: _process(Spec(side, size, size // 4, context.out, context.seed, chosen), found[name])
+        name: _process(
+            Spec(side, size, size // 4, context.out, context.seed, chosen), found[name], killed
+        )
         for name, (side, chosen) in sides.items()
     }
     rounds = max(5, context.rounds)
@@ -89,18 +96,28 @@ def _measure(topic: Topic, context: Context, size: int, group: MemoryGroup | Non
             faster = ratio(times, "kernel", "quire")
             topic.want(f"swap, {work}: faster than the kernel", faster, 1.0, at_least=True)
     topic.notes.append(f"an array of {size // MIB} MiB, {size // 4 // MIB} MiB of it in memory")
+    if killed:
+        topic.notes.append(
+            f"processes that the kernel killed for want of memory, their rounds begun anew: "
+            f"{killed.count('kernel')} of its own side, {killed.count('quire')} of quire's"
+        )
 
 
-def _process(spec: Spec, found: list[dict[str, Any]]) -> Callable[[], float]:
+def _process(spec: Spec, found: list[dict[str, Any]], killed: list[str]) -> Callable[[], float]:
     """Runs one side anew and keeps what it says, the round to warm up included."""
+    argv = [sys.executable, "-m", "bench.swap", "--child", json.dumps(asdict(spec))]
 
     def call() -> float:
-        argv = [sys.executable, "-m", "bench.swap", "--child", json.dumps(asdict(spec))]
-        done = subprocess.run(
-            argv, check=True, stdout=subprocess.PIPE, text=True, timeout=ROUND_SECONDS_MAX
-        )
-        found.append(json.loads(done.stdout))
-        return float(sum(found[-1][work] for work in WORKS))
+        for _ in range(TRIES):
+            done = subprocess.run(
+                argv, stdout=subprocess.PIPE, text=True, timeout=ROUND_SECONDS_MAX
+            )
+            if done.returncode != -signal.SIGKILL:
+                done.check_returncode()
+                found.append(json.loads(done.stdout))
+                return float(sum(found[-1][work] for work in WORKS))
+            killed.append(spec.side)
+        raise RuntimeError(f"the kernel has killed {TRIES} processes of {spec.side} in a row")
 
     return call
 
