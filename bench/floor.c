@@ -11,7 +11,8 @@
  * "elapsed" is said.
  *
  * As a shared object it offers touch(), run_threads() and read_through(), which the benchmarks also
- * use on quire's mappings: both are timed by the very same code.
+ * use on quire's mappings: both are timed by the very same code. read_file() is the floor of a
+ * sequential read.
  *
  * cc -O2 -o floor floor.c -lpthread;  cc -O2 -shared -fPIC -o floor.so floor.c -lpthread
  */
@@ -88,6 +89,17 @@ uint64_t touch(const unsigned char *base, const uint64_t *pages, uint64_t count,
 uint64_t read_through(const uint64_t *words, uint64_t count) {
     uint64_t sum = 0;
     for (uint64_t i = 0; i < count; i++) sum += words[i];
+    return sum;
+}
+
+/* Sums the 8-byte words of a file, read by pread(2) of `length` bytes at a time into `buffer`. */
+uint64_t read_file(int descriptor, uint64_t *buffer, uint64_t length) {
+    uint64_t sum = 0, offset = 0;
+    ssize_t got;
+    while ((got = pread(descriptor, buffer, length, (off_t)offset)) > 0) {
+        sum += read_through(buffer, (uint64_t)got / 8);
+        offset += (uint64_t)got;
+    }
     return sum;
 }
 

@@ -47,6 +47,7 @@ class Floor:
         address, number = ctypes.c_void_p, ctypes.c_uint64
         self._declare("touch", address, address, number, address, number, address, number)
         self._declare("read_through", address, number)
+        self._declare("read_file", ctypes.c_int, address, number)
         self._declare("run_threads", address, address, number, ctypes.c_uint, ctypes.c_uint)
 
     def _declare(self, name: str, *arguments: Any) -> None:
@@ -102,6 +103,10 @@ class Floor:
     def read_through(self, address: int, size_bytes: int) -> int:
         """The sum of the 8-byte words, modulo 2**64."""
         return int(self._library.read_through(address, size_bytes // 8))
+
+    def read_file(self, file: int, buffer: npt.NDArray[np.uint8]) -> int:
+        """The sum of a file's 8-byte words, modulo 2**64, read a buffer at a time."""
+        return int(self._library.read_file(file, buffer.ctypes.data, buffer.nbytes))
 
 
 def _compile(source: str, target: Path, *options: str) -> None:

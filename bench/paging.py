@@ -8,6 +8,7 @@ ndarray.
 from __future__ import annotations
 
 import mmap
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def _measure_sequential(topic: Topic, floor: Floor, path: Path, context: Context
     }
     memmap = np.asarray(np.memmap(path, dtype=np.uint64, mode="r", shape=words.shape))
     calls["np.memmap, no budget"] = _reader(floor, memmap.ctypes.data, size, total)
+    calls["floor, read(2) into a buffer of 2 MiB"] = _file_reader(floor, path, total)
     calls["ndarray in memory"] = _reader(floor, words.ctypes.data, size, total)
     rates = rounds_of(calls, max(7, context.rounds), context.seed)
     topic.add(rates, "GiB/s", 1.0, "sequential read")
@@ -87,6 +89,22 @@ def _reader(floor: Floor, address: int, size: int, total: int) -> Callable[[], f
         wake_processor(SETTLE_SECONDS)
         spent = seconds(lambda: sums.append(floor.read_through(address, size)))
         require(sums == [total], "the sum of a sequential read")
+        return size / spent / GIB
+
+    return call
+
+
+def _file_reader(floor: Floor, path: Path, total: int) -> Callable[[], float]:
+    """No page is mapped, no fault met: what the bytes alone cost."""
+    buffer = np.ones(HUGE_BYTES, dtype=np.uint8)
+
+    def call() -> float:
+        sums: list[int] = []
+        with path.open("rb", buffering=0) as file:
+            wake_processor(SETTLE_SECONDS)
+            spent = seconds(lambda: sums.append(floor.read_file(file.fileno(), buffer)))
+            size = os.fstat(file.fileno()).st_size
+        require(sums == [total], "the sum of the file read")
         return size / spent / GIB
 
     return call
