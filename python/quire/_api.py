@@ -76,7 +76,8 @@ def open(
         offset: bytes before the first element of raw bytes.
         order: "C" or "F", of raw bytes.
         budget: bytes that may be resident, an int or text such as "64 MiB"; beside it
-            `quire.set_budget` bounds all mappings together.
+            `quire.set_budget` bounds all mappings together. Page tables and lists count in it
+            (`Statistics.metadata_bytes`); the kernel's own page tables do not.
         granule: bytes that are read at once; chosen by the source when absent.
         pmap: how pages are made present: "uffd", "inline", "guard", "mprotect", or
             "soft", which gives no array but `Mapping.read` and `Mapping.write`; the

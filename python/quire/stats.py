@@ -41,9 +41,13 @@ class Statistics:
         dirty_bytes: what is dirty now, by granules where `quire.Mapping.dirty_tracking` is not
             "wp-async". Counted by this call, in some milliseconds for each GiB that is resident.
         peak_resident_bytes: the most that was held.
+        metadata_bytes: what is taken beside it by what quire knows of pages: page tables, the lists
+            of the policy and of pages that stand by, the table of swap slots. It leaves that much
+            less of the budget to pages, but never less than what a budget must hold when a mapping
+            is opened, and what is pinned.
         buffer_bytes: what stores keep for good: shared memory of pager processes, workspaces and
             tables of zstd; part of what is held.
-        budget_bytes: what may be held.
+        budget_bytes: what may be held, metadata included.
         written_bytes: bytes of dirty pages written back.
         swapped_in_bytes: bytes of pages that came back from swap.
         swap_bytes, swap_limit_bytes: what the swap file of private pages takes, and may take.
@@ -76,6 +80,7 @@ class Statistics:
     resident_bytes: int
     dirty_bytes: int
     peak_resident_bytes: int
+    metadata_bytes: int
     buffer_bytes: int
     budget_bytes: int
     written_bytes: int

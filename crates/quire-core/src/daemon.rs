@@ -96,8 +96,8 @@ fn work() -> bool {
         let pays = over && exceeds(entry, whole) && own.used().0 >= most / 2;
         if is_for_daemon(entry) && (short || pays) {
             let missing = |account: &Account| {
-                let budget = account.budget().0;
-                account.used().0.saturating_sub(budget - budget / (LOW_SHARE / 2))
+                let most = account.most().0;
+                account.used().0.saturating_sub(most - most / (LOW_SHARE / 2))
             };
             let target = if short { missing(own) } else { missing(whole) };
             count(&entry.object.counters.daemon_rounds);
@@ -116,7 +116,7 @@ struct AutoBudget {
 
 impl AutoBudget {
     fn step(&mut self) {
-        let used = PAGE_CACHE.account.used();
+        let used = ByteCount(PAGE_CACHE.account.used().0 + PAGE_CACHE.account.metadata().0);
         let (reader, controller, looked) = self.running.get_or_insert_with(|| {
             let reader = Reader::new();
             let controller = Controller::new(&reader.read(), used);
@@ -128,24 +128,19 @@ impl AutoBudget {
         }
         *looked = Instant::now();
         let budget = controller.step(&reader.read(), used, elapsed);
-        PAGE_CACHE.account.set_budget(ByteCount(budget.0.max(least_budget().0)));
+        PAGE_CACHE.account.set_budget(ByteCount(budget.0.max(SPACE.least_budget().0)));
         shrink();
     }
-}
-
-/// What the open mappings need to make progress.
-pub fn least_budget() -> ByteCount {
-    let open = SPACE.all();
-    let standing: u64 = open.iter().map(|(entry, _)| entry.object.pager.standing_bytes().0).sum();
-    let load = open.iter().map(|(entry, _)| 2 * entry.object.load_cost().0).max().unwrap_or(0);
-    ByteCount(standing + load)
 }
 
 /// Evicts until the process-wide budget holds, or nothing more can go.
 pub fn shrink() {
     let account = &PAGE_CACHE.account;
-    while account.used() > account.budget() {
-        let over = ByteCount(account.used().0 - account.budget().0);
+    loop {
+        let over = account.shortage(ByteCount(0));
+        if over.0 == 0 {
+            return;
+        }
         let mut all = SPACE.all();
         all.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.object.account.used()));
         if !all.iter().any(|(entry, _)| pageout::evict(entry, over).0.0 > 0) {

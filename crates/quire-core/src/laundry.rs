@@ -331,15 +331,17 @@ pub fn evict_claimed(
 fn settle(entry: &MapEntry, victims: &[(PageIndex, Range)], gone: &[bool]) -> ByteCount {
     let object = &entry.object;
     let mut freed = ByteCount(0);
+    let absent = victims.iter().zip(gone).filter(|(_, gone)| **gone);
+    object.pages.finish_absent(absent.map(|((page, _), _)| *page));
     for ((page, range), gone) in victims.iter().zip(gone) {
         if *gone {
-            object.pages.finish(*page, PageState::Absent, 0);
             freed.0 += range.len as u64;
         } else {
             object.pages.keep(*page, 0);
             object.policy.lock().insert(*page);
         }
     }
+    object.note_metadata();
     PAGE_CACHE.release(&object.account, freed);
     freed
 }

@@ -344,7 +344,9 @@ fn make_resident(entry: &MapEntry, page: PageIndex, flags: u32, cost: ByteCount)
     // The first granule of a huge page stands for all of it.
     let stands = flags & HUGE == 0 || object.block_of(page).is_none_or(|block| block.start == page.0);
     if stands {
-        object.policy.lock().insert(page);
+        let mut policy = object.policy.lock();
+        policy.insert(page);
+        object.note_policy(&**policy);
     }
     PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
 }

@@ -283,9 +283,9 @@ impl Mapping {
         self.object.account.set_budget(budget);
         if let Some((entry, _in_flight)) = self.in_use() {
             // What cannot go now (on its way, or not to be written back) goes with the next loads.
-            while self.object.account.used() > budget {
-                let over = ByteCount(self.object.account.used().0 - budget.0);
-                if pageout::evict(&entry, over).0.0 == 0 {
+            loop {
+                let over = self.object.account.shortage(ByteCount(0));
+                if over.0 == 0 || pageout::evict(&entry, over).0.0 == 0 {
                     break;
                 }
             }
@@ -314,8 +314,7 @@ impl Mapping {
         if let Some(swap) = self.object.pager.swap() {
             swap.swap().end();
         }
-        self.object.standby.clear();
-        PAGE_CACHE.release(&self.object.account, self.object.account.used());
+        self.object.end();
         add(&RETIRED_FETCHED, self.object.pager.store().bytes_fetched());
         RETIRED.lock().get_or_insert_default().absorb(&entry.object.counters);
         if self.watches {
@@ -341,7 +340,7 @@ impl Drop for Mapping {
 /// # Errors
 /// `MapError::Budget` when what the open mappings hold for good, and a load of one, would not fit.
 pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
-    let least = daemon::least_budget();
+    let least = SPACE.least_budget();
     if budget < least {
         return Err(MapError::Budget(format!(
             "a process-wide budget of {budget} bytes cannot hold the open mappings' buffers and pages in \

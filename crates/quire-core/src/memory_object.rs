@@ -12,7 +12,7 @@ use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::{self, PageError};
 use crate::page::{HUGE, PageState, PageTable};
 use crate::page_cache::{Account, PAGE_CACHE};
-use crate::pager::Pager;
+use crate::pager::{Pager, swap::SwapPager};
 use crate::policy::{self, Policy};
 use crate::readahead::Readahead;
 use crate::standby::Standby;
@@ -94,6 +94,8 @@ pub struct MemoryObject {
     pub dirty: Dirty,
     /// Bytes of the mapping: the data rounded up to hardware pages.
     pub mapped: ByteCount,
+    /// Bytes that the policy takes.
+    policy_bytes: AtomicU64,
     /// Time in which the pager gets one page, on average of late; 0 before the first.
     fill_ns: AtomicU64,
     condition: AtomicU8,
@@ -130,6 +132,7 @@ impl MemoryObject {
             counters: Counters::default(),
             policy: ForkMutex::new(new_policy(policy)),
             standby: Standby::new(granule),
+            policy_bytes: AtomicU64::new(0),
             fill_ns: AtomicU64::new(0),
             policy_name: policy,
             readahead: ForkMutex::new(Readahead::default()),
@@ -144,8 +147,9 @@ impl MemoryObject {
         };
         object.check_budget(budget)?;
         object.check_budget(PAGE_CACHE.account.budget())?;
+        object.account.set_floor(object.least_budget());
         let standing = object.pager.standing_bytes();
-        if !PAGE_CACHE.try_reserve(&object.account, standing) {
+        if standing.0 > 0 && !PAGE_CACHE.try_reserve(&object.account, standing) {
             return Err(MapError::Budget(format!(
                 "the process-wide budget has no room for {standing} bytes of buffers; raise it with set_budget"
             )));
@@ -158,8 +162,7 @@ impl MemoryObject {
     /// # Errors
     /// `MapError::Budget`, with what is needed.
     pub fn check_budget(&self, budget: ByteCount) -> Result<(), MapError> {
-        let standing = self.pager.standing_bytes();
-        let least = ByteCount(standing.0.saturating_add(self.load_cost().0.saturating_mul(2)));
+        let least = self.least_budget();
         if budget >= least {
             return Ok(());
         }
@@ -168,6 +171,38 @@ impl MemoryObject {
              for granules of {} bytes; raise the budget, or choose a smaller granule or frame",
             self.granule
         )))
+    }
+
+    /// What the store keeps for good, and two loads.
+    fn least_budget(&self) -> ByteCount {
+        let standing = self.pager.standing_bytes();
+        ByteCount(standing.0.saturating_add(self.load_cost().0.saturating_mul(2)))
+    }
+
+    /// Notes what the policy takes now.
+    pub fn note_policy(&self, policy: &dyn Policy) {
+        self.policy_bytes.store(policy.metadata_bytes() as u64, Ordering::Relaxed);
+    }
+
+    /// Has the accounts know what is taken now by what is known of pages.
+    pub fn note_metadata(&self) {
+        let slots = self.pager.swap().map_or(0, SwapPager::table_bytes);
+        let policy = self.policy_bytes.load(Ordering::Relaxed);
+        let bytes = ByteCount(self.pages.bytes() + slots + policy + self.standby.list_bytes());
+        if bytes != self.account.metadata() {
+            PAGE_CACHE.set_metadata(&self.account, bytes);
+        }
+    }
+
+    /// Forgets all pages and takes all charges back, when the object is unmapped: no fault or load is under
+    /// way, and none will come.
+    #[allow(unsafe_code)]
+    pub fn end(&self) {
+        self.standby.clear();
+        *self.policy.lock() = new_policy(self.policy_name);
+        // SAFETY: no fault or load uses the words (contract), and who only looks at them reads zero.
+        unsafe { self.pages.reset() }
+        PAGE_CACHE.end(&self.account);
     }
 
     /// Bytes a load takes at most: its page, the buffer it is filled in, the store's buffers.
@@ -321,6 +356,7 @@ impl MemoryObject {
             self.condition.store(Condition::Healthy as u8, Ordering::Release);
         }
         self.in_flight.store(0, Ordering::Relaxed);
+        self.policy_bytes.store(0, Ordering::Relaxed);
         self.account.reset();
         // SAFETY: one thread (contract).
         unsafe { self.pager.after_fork_in_child() };
@@ -345,7 +381,7 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        PAGE_CACHE.account.release(self.account.used());
+        PAGE_CACHE.end(&self.account);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Page states and their legal transitions.
 //!
-//! One 32-bit word per granule, zero (absent) until first used, so that a large sparse mapping
-//! costs no memory:
+//! One 32-bit word per granule, zero while it is absent, so that a large sparse mapping costs memory only
+//! near pages that are not:
 //!
 //! ```text
 //!   bits 0..3  state
@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::errors::MapError;
-use crate::sys::{futex, memory::LazyWords};
+use crate::sys::{futex, lazy_words::LazyWords};
 use crate::units::{PageCount, PageIndex};
 
 /// Touched since the clock hand last passed.
@@ -109,6 +109,11 @@ impl PageTable {
         LazyWords::new(words).map(PageTable)
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
     fn word(&self, page: PageIndex) -> &AtomicU32 {
         &self.0.as_slice()[page.0 as usize]
     }
@@ -137,9 +142,27 @@ impl PageTable {
     pub fn claim(&self, page: PageIndex, from: PageState, to: PageState) -> bool {
         assert!(from.may_become(to), "{from:?} -> {to:?}");
         let stays = if to == PageState::Evicting { PINNED } else { 0 };
-        self.update(page, |word| {
-            (PageState::of(word) == from && word & stays == 0).then_some((word & !STATE) | to as u32)
-        })
+        let moves =
+            |word| (PageState::of(word) == from && word & stays == 0).then_some((word & !STATE) | to as u32);
+        if from != PageState::Absent {
+            return self.update(page, moves);
+        }
+        if self.state(page) != from {
+            return false;
+        }
+        self.0.begin(page.0 as usize);
+        let claimed = self.update(page, moves);
+        if !claimed {
+            self.end(page); // another thread's
+        }
+        claimed
+    }
+
+    /// A word is not used any more by who claimed it.
+    fn end(&self, page: PageIndex) {
+        if self.0.end(page.0 as usize) {
+            self.0.give_back(&[page.0 as usize]);
+        }
     }
 
     /// Sets and clears flags of a page that is there or on its way; false when it is not.
@@ -174,6 +197,24 @@ impl PageTable {
     /// threads were counted that wait in the kernel. A page that becomes resident may have been
     /// touched and written, and marked, since it was installed.
     pub fn finish(&self, page: PageIndex, to: PageState, flags: u32) -> bool {
+        let waited = self.move_on(page, to, flags);
+        if to == PageState::Absent {
+            self.end(page);
+        }
+        waited
+    }
+
+    /// As [`PageTable::finish`] for pages that become ABSENT, evicted together.
+    pub fn finish_absent(&self, pages: impl Iterator<Item = PageIndex>) {
+        let last = |page: &usize| {
+            self.move_on(PageIndex(*page as u64), PageState::Absent, 0);
+            self.0.end(*page)
+        };
+        let leaves: Vec<usize> = pages.map(|page| page.0 as usize).filter(last).collect();
+        self.0.give_back(&leaves);
+    }
+
+    fn move_on(&self, page: PageIndex, to: PageState, flags: u32) -> bool {
         let word = self.word(page);
         let kept = if to == PageState::Resident { DIRTY | REFERENCED } else { 0 };
         let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
@@ -189,7 +230,7 @@ impl PageTable {
 
     /// Tests and clears the reference bit.
     pub fn take_referenced(&self, page: PageIndex) -> bool {
-        self.word(page).fetch_and(!REFERENCED, Ordering::AcqRel) & REFERENCED != 0
+        self.update(page, |word| (word & REFERENCED != 0).then_some(word & !REFERENCED))
     }
 
     /// Notes that a thread wants this page, if it is still in `state`; false when it has moved on.
@@ -307,6 +348,25 @@ mod tests {
         table.mark(page, 0, PINNED);
         table.keep(page, 0);
         assert!(table.has(page, DIRTY) && table.claim(page, Resident, Evicting));
+    }
+
+    #[test]
+    fn the_table_takes_memory_for_pages_that_are_not_absent() {
+        let table = PageTable::new(PageCount(1 << 30)).unwrap();
+        let pages = [0, 1, 1 << 20, 1 << 29].map(PageIndex);
+        assert_eq!(table.bytes(), 0);
+        for page in pages {
+            assert!(table.claim(page, Absent, Loading) && !table.claim(page, Absent, Loading));
+            table.finish(page, Resident, REFERENCED);
+        }
+        let leaf = crate::sys::memory::page_bytes() as u64;
+        assert_eq!(table.bytes(), 3 * leaf);
+        assert!(!table.take_referenced(PageIndex(1 << 28)), "a look at an absent page takes nothing");
+        assert!(pages.iter().all(|page| table.claim(*page, Resident, Evicting)));
+        table.finish(pages[0], Absent, 0);
+        assert_eq!(table.bytes(), 3 * leaf, "its neighbour is there");
+        table.finish_absent(pages[1..].iter().copied());
+        assert_eq!((table.bytes(), table.state(pages[3])), (0, Absent));
     }
 
     #[test]

@@ -4,6 +4,11 @@
 //! it will take (its page and the buffers it passes through) before it touches memory, so that
 //! the sum never exceeds a budget; when there is no room, pages are evicted first, and when
 //! nothing can be evicted because every page is on its way, the reservation waits for one.
+//!
+//! What is known *of* pages takes memory too: page tables, tables of swap slots, the policy's lists. It
+//! cannot be evicted, so it is not asked whether there is room, but leaves less of the budget to pages.
+//! A floor stays theirs in any case, without which no load could be made, and who faults would wait for
+//! ever: what a budget must hold when a mapping is opened, and what is pinned.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,12 +26,22 @@ pub struct Account {
     budget: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
+    metadata: AtomicU64,
+    floor: AtomicU64,
+    pinned: AtomicU64,
 }
 
 impl Account {
     /// An empty account.
     pub const fn new(budget: ByteCount) -> Self {
-        Account { budget: AtomicU64::new(budget.0), used: AtomicU64::new(0), peak: AtomicU64::new(0) }
+        Account {
+            budget: AtomicU64::new(budget.0),
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            metadata: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
+        }
     }
 
     /// The budget.
@@ -39,7 +54,28 @@ impl Account {
         self.budget.store(budget.0, Ordering::Relaxed);
     }
 
-    /// Bytes charged now.
+    /// Bytes that are left to pages and buffers whatever else takes room, beside pinned pages.
+    pub fn set_floor(&self, floor: ByteCount) {
+        self.floor.store(floor.0, Ordering::Relaxed);
+    }
+
+    /// Bytes that tables and lists take now, which count in the budget.
+    pub fn metadata(&self) -> ByteCount {
+        ByteCount(self.metadata.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of pages and buffers that may be charged now.
+    pub fn most(&self) -> ByteCount {
+        let floor = self.floor.load(Ordering::Relaxed) + self.pinned.load(Ordering::Relaxed);
+        ByteCount(self.budget().0.saturating_sub(self.metadata().0).max(floor))
+    }
+
+    /// Bytes that must go before so many can be charged.
+    pub fn shortage(&self, bytes: ByteCount) -> ByteCount {
+        ByteCount((self.used().0 + bytes.0).saturating_sub(self.most().0))
+    }
+
+    /// Bytes of pages and buffers charged now.
     pub fn used(&self) -> ByteCount {
         ByteCount(self.used.load(Ordering::Relaxed))
     }
@@ -51,9 +87,9 @@ impl Account {
 
     /// Charges `bytes` if the budget has room.
     pub fn try_charge(&self, bytes: ByteCount) -> bool {
-        let budget = self.budget.load(Ordering::Relaxed);
+        let most = self.most().0;
         let charged = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
-            used.checked_add(bytes.0).filter(|sum| *sum <= budget)
+            used.checked_add(bytes.0).filter(|sum| *sum <= most)
         });
         if let Ok(before) = charged {
             self.peak.fetch_max(before + bytes.0, Ordering::Relaxed);
@@ -75,8 +111,9 @@ impl Account {
 
     /// Forgets all charges, in the child of a fork, where nothing is resident.
     pub fn reset(&self) {
-        self.used.store(0, Ordering::Relaxed);
-        self.peak.store(0, Ordering::Relaxed);
+        for bytes in [&self.used, &self.peak, &self.metadata, &self.pinned] {
+            bytes.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -131,7 +168,7 @@ impl PageCache {
         mut make_room: impl FnMut(bool) -> Room,
     ) -> Result<(), StoreError> {
         while !self.try_reserve(object, bytes) {
-            let own = object.used().0 + bytes.0 > object.budget().0;
+            let own = object.shortage(bytes).0 > 0;
             match make_room(own) {
                 Room::Made => {}
                 Room::Refused(error) => return Err(error),
@@ -140,6 +177,34 @@ impl PageCache {
             }
         }
         Ok(())
+    }
+
+    /// Has both know what the tables and lists of the object take now.
+    pub fn set_metadata(&self, object: &Account, bytes: ByteCount) {
+        let before = object.metadata.swap(bytes.0, Ordering::AcqRel);
+        self.account.metadata.fetch_add(bytes.0.wrapping_sub(before), Ordering::AcqRel);
+        if bytes.0 < before {
+            self.ring();
+        }
+    }
+
+    /// Has both know of so many bytes more that are pinned.
+    pub fn pin(&self, object: &Account, bytes: ByteCount) {
+        object.pinned.fetch_add(bytes.0, Ordering::AcqRel);
+        self.account.pinned.fetch_add(bytes.0, Ordering::AcqRel);
+    }
+
+    /// Takes back what [`PageCache::pin`] said.
+    pub fn unpin(&self, object: &Account, bytes: ByteCount) {
+        object.pinned.fetch_sub(bytes.0, Ordering::AcqRel);
+        self.account.pinned.fetch_sub(bytes.0, Ordering::AcqRel);
+    }
+
+    /// Takes all charges of an object back, which ends.
+    pub fn end(&self, object: &Account) {
+        self.set_metadata(object, ByteCount(0));
+        self.unpin(object, ByteCount(object.pinned.load(Ordering::Relaxed)));
+        self.release(object, object.used());
     }
 
     /// Charges both beyond their budgets.
@@ -212,14 +277,44 @@ mod tests {
         assert!(account.peak().0 <= 1000 && account.peak().0 >= 300);
     }
 
-    #[test]
-    fn reserve_asks_for_room_and_both_accounts_are_charged() {
-        let cache = PageCache {
-            account: Account::new(ByteCount(100)),
+    fn page_cache(budget: u64) -> PageCache {
+        PageCache {
+            account: Account::new(ByteCount(budget)),
             freed: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
-        };
-        let object = Account::new(ByteCount(60));
+        }
+    }
+
+    #[test]
+    fn metadata_takes_room_from_pages_down_to_the_floor() {
+        let (cache, object) = (page_cache(1000), Account::new(ByteCount(100)));
+        object.set_floor(ByteCount(40));
+        cache.set_metadata(&object, ByteCount(30));
+        assert!(cache.try_reserve(&object, ByteCount(70)) && !cache.try_reserve(&object, ByteCount(1)));
+        cache.set_metadata(&object, ByteCount(500));
+        assert_eq!(object.shortage(ByteCount(0)), ByteCount(30), "no more than to the floor");
+        cache.release(&object, ByteCount(70));
+        assert!(cache.try_reserve(&object, ByteCount(40)) && !cache.try_reserve(&object, ByteCount(1)));
+        cache.pin(&object, ByteCount(20));
+        assert!(cache.try_reserve(&object, ByteCount(20)) && !cache.try_reserve(&object, ByteCount(1)));
+        assert_eq!(cache.account.most(), ByteCount(500));
+        cache.end(&object);
+        let rest = [&object, &cache.account].map(|account| account.used().0 + account.metadata().0);
+        assert_eq!((rest, cache.account.most()), ([0, 0], ByteCount(1000)));
+    }
+
+    #[test]
+    fn a_reservation_does_not_wait_for_what_metadata_will_never_give() {
+        let (cache, object) = (page_cache(1000), Account::new(ByteCount(100)));
+        object.set_floor(ByteCount(40));
+        cache.set_metadata(&object, ByteCount(100));
+        let reserved = cache.reserve(&object, ByteCount(40), |_| unreachable!("there is room"));
+        assert_eq!(reserved, Ok(()));
+    }
+
+    #[test]
+    fn reserve_asks_for_room_and_both_accounts_are_charged() {
+        let (cache, object) = (page_cache(100), Account::new(ByteCount(60)));
         assert!(cache.try_reserve(&object, ByteCount(60)));
         let mut asked = Vec::new();
         let reserved = cache.reserve(&object, ByteCount(50), |own| {

@@ -26,6 +26,7 @@ const BATCH_PAGES: usize = 256;
 /// # Errors
 /// When there is no room because dirty pages cannot be written back.
 pub fn reserve(entry: &MapEntry, bytes: ByteCount) -> Result<(), StoreError> {
+    entry.object.note_metadata();
     let counters = &entry.object.counters;
     let mut stalled_ns = None;
     let reserved = PAGE_CACHE.reserve(&entry.object.account, bytes, |own| {
@@ -41,20 +42,20 @@ pub fn reserve(entry: &MapEntry, bytes: ByteCount) -> Result<(), StoreError> {
 
 /// Charges `bytes` for a load of `entry` if that needs at most one round of eviction.
 pub fn try_reserve(entry: &MapEntry, bytes: ByteCount) -> bool {
+    entry.object.note_metadata();
     let account = &entry.object.account;
     if PAGE_CACHE.try_reserve(account, bytes) {
         return true;
     }
-    make_room(entry, account.used().0 + bytes.0 > account.budget().0, bytes);
+    make_room(entry, account.shortage(bytes).0 > 0, bytes);
     PAGE_CACHE.try_reserve(account, bytes)
 }
 
 /// Evicts what is missing for a charge of `bytes`, or a batch when that is more.
 fn make_room(entry: &MapEntry, own: bool, bytes: ByteCount) -> Room {
     let account = if own { &entry.object.account } else { &PAGE_CACHE.account };
-    let missing = (account.used().0 + bytes.0).saturating_sub(account.budget().0);
-    let batch = BATCH.min(account.budget().0 / 32);
-    let target = ByteCount(missing.max(batch).max(1));
+    let batch = BATCH.min(account.most().0 / 32);
+    let target = ByteCount(account.shortage(bytes).0.max(batch).max(1));
     if own {
         return room_of(evict(entry, target));
     }
@@ -207,6 +208,7 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
             object.pages.has(page, PINNED) || object.pages.state(page) == PageState::Resident
         });
     }
+    object.note_policy(&**policy);
     (victims, chosen)
 }
 
@@ -266,9 +268,8 @@ pub fn remove_claimed(entry: &MapEntry, pages: &[(PageIndex, Range)]) -> ByteCou
     let bytes = ByteCount(ranges.iter().map(|range| range.len as u64).sum());
     recycle_huge(entry, pages, &mut ranges);
     entry.pmap.get().remove(&ranges);
-    for (page, _) in pages {
-        entry.object.pages.finish(*page, PageState::Absent, 0);
-    }
+    entry.object.pages.finish_absent(pages.iter().map(|(page, _)| *page));
+    entry.object.note_metadata();
     PAGE_CACHE.release(&entry.object.account, bytes);
     bytes
 }

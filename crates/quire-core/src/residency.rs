@@ -132,6 +132,7 @@ fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
         ))));
     }
     pages.for_each(|page| *pins.entry(PageIndex(page)).or_insert(0) += 1);
+    PAGE_CACHE.pin(&object.account, ByteCount(new * object.granule.0));
     Ok(())
 }
 
@@ -179,6 +180,7 @@ pub fn unpin(entry: &MapEntry, span: Span<u64>) {
             if *count == 0 {
                 pins.remove(&page);
                 entry.object.pages.mark(page, 0, PINNED);
+                PAGE_CACHE.unpin(&entry.object.account, entry.object.granule);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::pmap::{Pmap, frames::Frames};
 use crate::sys::fork::{ForkCell, HeldGuard};
 use crate::sys::lock::RwLock;
 use crate::sys::memory::{HUGE_BYTES, Range};
-use crate::units::PageIndex;
+use crate::units::{ByteCount, PageIndex};
 
 /// A huge page takes at most this part of a budget.
 const HUGE_SHARE: u64 = 16;
@@ -112,12 +112,21 @@ impl Space {
 
     /// Enters a map entry.
     pub fn insert(&self, entry: Arc<MapEntry>) {
-        self.entries.write().insert(entry.range.start, entry);
+        let mut entries = self.entries.write();
+        entries.insert(entry.range.start, entry);
+        PAGE_CACHE.account.set_floor(least_budget(&entries));
     }
 
     /// Removes a map entry.
     pub fn remove(&self, entry: &MapEntry) {
-        self.entries.write().remove(&entry.range.start);
+        let mut entries = self.entries.write();
+        entries.remove(&entry.range.start);
+        PAGE_CACHE.account.set_floor(least_budget(&entries));
+    }
+
+    /// What the open mappings need to make progress.
+    pub fn least_budget(&self) -> ByteCount {
+        least_budget(&self.entries.read())
     }
 
     /// All entries now, in use as in [`Space::find`].
@@ -159,6 +168,14 @@ impl Space {
         // SAFETY: in the handlers after a fork (contract).
         unsafe { HELD.let_go() }
     }
+}
+
+/// What all stores keep for good, and two of the largest loads.
+fn least_budget(entries: &BTreeMap<usize, Arc<MapEntry>>) -> ByteCount {
+    let objects = || entries.values().map(|entry| &entry.object);
+    let standing: u64 = objects().map(|object| object.pager.standing_bytes().0).sum();
+    let load = objects().map(|object| 2 * object.load_cost().0).max().unwrap_or(0);
+    ByteCount(standing + load)
 }
 
 static HELD: HeldGuard<RwLockWriteGuard<'static, BTreeMap<usize, Arc<MapEntry>>>> = HeldGuard::new();

@@ -20,6 +20,10 @@ use crate::sys::arena::{Arena, Frame};
 use crate::sys::fork::ForkMutex;
 use crate::units::{ByteCount, PageIndex};
 
+/// What each frame takes of the maps: its entry in both, and as much again for what trees and tables leave
+/// empty.
+const ENTRY_BYTES: usize = 2 * (size_of::<(u64, PageIndex, Frame)>() + size_of::<(PageIndex, u64)>());
+
 /// The pages of one memory object that stand by.
 pub struct Standby {
     granule: ByteCount,
@@ -77,6 +81,11 @@ impl Standby {
     /// Frames there are.
     pub fn frames(&self) -> usize {
         self.frames.load(Ordering::Acquire)
+    }
+
+    /// Bytes that the maps take, about.
+    pub fn list_bytes(&self) -> u64 {
+        (self.frames() * ENTRY_BYTES) as u64
     }
 
     /// Whether a page stands by.

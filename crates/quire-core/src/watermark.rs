@@ -41,15 +41,15 @@ impl Bell {
     }
 }
 
-/// Whether less than a part of the budget is free.
+/// Whether less than a part of what the budget leaves to pages is free.
 pub fn is_short(account: &Account, share: u64) -> bool {
-    let budget = account.budget().0;
-    budget >= BUDGET_LEAST && account.used().0 > budget - budget / share
+    let most = account.most().0;
+    most >= BUDGET_LEAST && account.used().0 > most - most / share
 }
 
 /// Whether a mapping could not be resident as a whole.
 pub fn exceeds(entry: &MapEntry, account: &Account) -> bool {
-    entry.object.mapped.0.saturating_add(entry.object.load_cost().0) > account.budget().0
+    entry.object.mapped.0.saturating_add(entry.object.load_cost().0) > account.most().0
 }
 
 /// Whether the daemon may evict pages of a mapping. Not where each page is moved out, which costs the

@@ -35,6 +35,7 @@ pub fn counters_dict<'py>(py: Python<'py>, counters: &Counters) -> PyResult<Boun
 pub fn account_items(dict: &Bound<'_, PyDict>, account: &Account) -> PyResult<()> {
     dict.set_item("resident_bytes", account.used().0)?;
     dict.set_item("peak_resident_bytes", account.peak().0)?;
+    dict.set_item("metadata_bytes", account.metadata().0)?;
     dict.set_item("budget_bytes", account.budget().0)
 }
 
@@ -49,7 +50,9 @@ pub fn set_default_budget() {
 }
 
 fn default_budget() -> ByteCount {
-    Controller::new(&Reader::new().read(), PAGE_CACHE.account.used()).budget()
+    let account = &PAGE_CACHE.account;
+    let held = ByteCount(account.used().0 + account.metadata().0);
+    Controller::new(&Reader::new().read(), held).budget()
 }
 
 /// Sets the process-wide budget in bytes; None is the default, half of the available memory.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errors::{MapError, StoreError};
 use crate::swap::{Swap, SwapSlot};
-use crate::sys::memory::LazyWords;
+use crate::sys::lazy_words::LazyWords;
 use crate::units::{ByteCount, PageCount, PageIndex};
 
 /// The slots of one memory object in a swap of its own.
@@ -61,12 +61,20 @@ impl SwapPager {
     pub fn put(&self, page: PageIndex, bytes: &[u8]) -> Result<(), StoreError> {
         let slot = self.swap.put(bytes)?;
         let before = self.slot(page);
+        if before.is_none() {
+            self.slots.begin(2 * page.0 as usize); // until the mapping ends
+        }
         // None but the owner is here, so the two words belong together.
         for (word, new) in self.words(page).iter().zip(slot.to_words()) {
             word.store(new, Ordering::Release);
         }
         before.into_iter().for_each(|slot| self.swap.free(slot));
         Ok(())
+    }
+
+    /// Bytes that the table of slots takes.
+    pub fn table_bytes(&self) -> u64 {
+        self.slots.bytes()
     }
 
     /// Bytes of buffers of one call.

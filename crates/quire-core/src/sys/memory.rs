@@ -1,10 +1,9 @@
 //! Anonymous memory: reserve, protect, discard (mmap(2), madvise(2), process_madvise(2)).
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::errors::MapError;
 use crate::units::ByteCount;
@@ -278,54 +277,6 @@ fn joined(ranges: &[Range]) -> Vec<Range> {
     joined
 }
 
-/// An atomic integer: all zero bits are a value of it.
-pub trait Word: Sync {}
-impl Word for AtomicU32 {}
-impl Word for AtomicU64 {}
-
-/// An anonymous array of atomic words that reads zero and takes memory only where it is written;
-/// `reset` gives all of it back.
-pub struct LazyWords<W> {
-    range: Range,
-    words: usize,
-    of: PhantomData<W>,
-}
-
-impl<W: Word> LazyWords<W> {
-    /// Room for `words` words.
-    ///
-    /// # Errors
-    /// As [`reserve`].
-    pub fn new(words: usize) -> Result<Self, MapError> {
-        let bytes = (words * size_of::<W>()).max(1).next_multiple_of(page_bytes());
-        let range = reserve(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
-        Ok(LazyWords { range, words, of: PhantomData })
-    }
-
-    /// All words.
-    pub fn as_slice(&self) -> &[W] {
-        // SAFETY: the range is mapped read-write for as long as `self` lives, is page-aligned and
-        // holds `words` words, each valid for every bit pattern (`Word`); atomics allow sharing.
-        unsafe { std::slice::from_raw_parts(self.range.start as *const _, self.words) }
-    }
-
-    /// Makes every word zero.
-    ///
-    /// # Safety
-    /// No other thread uses the words meanwhile.
-    pub unsafe fn reset(&self) {
-        // SAFETY: own range; the content is meant to go.
-        unsafe { discard(&[self.range]) }
-    }
-}
-
-impl<W> Drop for LazyWords<W> {
-    fn drop(&mut self) {
-        // SAFETY: own range; `as_slice` borrows end before the drop.
-        unsafe { unmap(self.range) }
-    }
-}
-
 /// A buffer of anonymous memory, returned to the system when dropped (a freed heap block may stay
 /// with the allocator, which a budget could not see).
 pub struct Buffer(Range);
@@ -381,15 +332,5 @@ mod tests {
         }
         // SAFETY: own memory, last use.
         unsafe { unmap(range) };
-    }
-
-    #[test]
-    fn lazy_words_read_zero_and_reset() {
-        let words = LazyWords::<AtomicU32>::new(1 << 20).unwrap();
-        assert_eq!(words.as_slice()[1 << 19].load(Ordering::Relaxed), 0);
-        words.as_slice()[1 << 19].store(5, Ordering::Relaxed);
-        // SAFETY: one thread.
-        unsafe { words.reset() };
-        assert_eq!(words.as_slice()[1 << 19].load(Ordering::Relaxed), 0);
     }
 }

@@ -4,6 +4,7 @@
 pub mod arena;
 pub mod fork;
 pub mod futex;
+pub mod lazy_words;
 pub mod lock;
 pub mod locked;
 pub mod memory;
