@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::counters::{add, count};
@@ -118,12 +119,14 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
     let Some((entry, _in_flight)) = SPACE.find(address) else {
         return false;
     };
-    if !entry.armed.load(std::sync::atomic::Ordering::Acquire) {
+    if !entry.armed.load(Ordering::Acquire) {
         return arm_or_fill(&entry, address);
     }
     let page = entry.page_at(address);
     let pmap = entry.pmap.get();
-    let (signals, segv) = (pmap.faults_are_signals(), pmap.absent_is_segv());
+    // What filler covered is inaccessible once it is gone.
+    let hidden = signal == libc::SIGSEGV && entry.object.covered.load(Ordering::Acquire);
+    let (signals, segv) = (pmap.faults_are_signals() || hidden, pmap.absent_is_segv() || hidden);
     let stray = signal == libc::SIGSEGV && touch != Touch::Read && !entry.writable;
     let mended = if segv && signal != libc::SIGSEGV {
         false // the kernel's own: memory that has gone bad

@@ -12,7 +12,7 @@ use crate::counters::{STALL_NS, add, count};
 use crate::errors::{FaultCode, StoreError};
 use crate::interrupt;
 use crate::memory_object::Condition;
-use crate::page::{AHEAD, BAD, DIRTY, HUGE, PageState, REFERENCED};
+use crate::page::{AHEAD, BAD, COVERED, DIRTY, HUGE, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::pmap::Tracking;
@@ -288,7 +288,7 @@ pub fn collapse(entry: &MapEntry, page: PageIndex) {
 }
 
 /// The last resort: plain memory full of filler in place of a range of ours, out of reach of the
-/// pmap.
+/// pmap until [`pageout::hide`] makes it inaccessible.
 #[allow(unsafe_code)]
 pub fn cover_with_filler(range: Range) -> bool {
     // SAFETY: a range of our own mapping that holds no data (not resident, owned by the caller);
@@ -299,14 +299,6 @@ pub fn cover_with_filler(range: Range) -> bool {
             true
         })
     }
-}
-
-/// Makes a range of a mapping that is not ready in this process inaccessible.
-#[allow(unsafe_code)]
-fn hide(range: Range) {
-    // SAFETY: a range of our own mapping that shows filler only. Where the kernel has no memory for it the
-    // filler stays, as it would have without.
-    let _ = unsafe { memory::reserve_at(range, libc::PROT_NONE) };
 }
 
 fn install(entry: &MapEntry, page: PageIndex, bytes: &[u8], protected: bool) -> Result<(), StoreError> {
@@ -384,28 +376,35 @@ fn list_filler(entry: &MapEntry, page: PageIndex) {
 /// is possible.
 pub fn install_filler(entry: &MapEntry, page: PageIndex, cost: ByteCount) -> bool {
     let object = &entry.object;
-    let installed = buffers::take(object.granule).is_ok_and(|mut buffer| {
-        let bytes = buffer.slice_mut(object.page_len(page));
-        bytes.fill(FILLER);
-        let installed = install(entry, page, bytes, false).is_ok();
-        buffers::give(buffer);
-        installed
-    });
-    if installed {
-        make_resident(entry, page, BAD | REFERENCED, cost);
-        list_filler(entry, page);
-        return true;
+    let refusal = show_filler(entry, page).err();
+    let flags = if refusal.is_none() { BAD | REFERENCED } else { BAD | REFERENCED | COVERED };
+    if let Some(error) = refusal {
+        // What makes pages visible would show other memory than the pmap's from here on: no data any more.
+        object.covered.store(true, Ordering::Release);
+        object.fail(page, error);
+        if !cover_with_filler(entry.page_range(page)) {
+            entry.give_up(page);
+            PAGE_CACHE.release(&object.account, cost);
+            return false;
+        }
     }
-    let covered = cover_with_filler(entry.page_range(page));
-    if covered {
-        // Unknown to the policy: it cannot be evicted, and stays until the mapping is closed.
-        object.pages.finish(page, PageState::Resident, 0);
-        PAGE_CACHE.release(&object.account, ByteCount(cost.0 - object.page_len(page) as u64));
-    } else {
-        entry.give_up(page);
-        PAGE_CACHE.release(&object.account, cost);
+    make_resident(entry, page, flags, cost);
+    list_filler(entry, page);
+    true
+}
+
+fn show_filler(entry: &MapEntry, page: PageIndex) -> Result<(), StoreError> {
+    let object = &entry.object;
+    let none = |_| refused(entry, page, libc::ENOMEM);
+    if object.covered.load(Ordering::Acquire) {
+        return Err(refused(entry, page, libc::EIO));
     }
-    covered
+    let mut buffer = buffers::take(object.granule).map_err(none)?;
+    let bytes = buffer.slice_mut(object.page_len(page));
+    bytes.fill(FILLER);
+    let shown = install(entry, page, bytes, false);
+    buffers::give(buffer);
+    shown
 }
 
 /// The interpreter has acted on an interrupt: filler goes, and pages can be had again.
@@ -435,7 +434,7 @@ fn drop_filler(entry: &MapEntry) {
     let listed = std::mem::take(&mut *entry.object.filler.lock());
     if !entry.armed.load(Ordering::Acquire) {
         // Of the parent of this process: out of reach again, so that the next touch is told too.
-        listed.iter().for_each(|page| hide(entry.page_range(*page)));
+        listed.iter().for_each(|page| pageout::hide(entry.page_range(*page)));
         return;
     }
     let mut filler = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::counters::{Counters, add};
@@ -99,6 +99,8 @@ pub struct MemoryObject {
     /// Time in which the pager gets one page, on average of late; 0 before the first.
     fill_ns: AtomicU64,
     condition: AtomicU8,
+    /// Set when the pmap refused even filler, from when on it is not asked any more.
+    pub covered: AtomicBool,
     failure: ForkMutex<Option<PageError>>,
     in_flight: AtomicU32,
 }
@@ -141,6 +143,7 @@ impl MemoryObject {
             dirty: Dirty::default(),
             mapped,
             condition: AtomicU8::new(Condition::Healthy as u8),
+            covered: AtomicBool::new(false),
             failure: ForkMutex::new(None),
             in_flight: AtomicU32::new(0),
             pager,

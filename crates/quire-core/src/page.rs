@@ -12,7 +12,8 @@
 //!   bit  7     DIRTY       differs from its backing, as far as has been noticed
 //!   bit  8     PINNED      stays resident
 //!   bit  9     HUGE        part of a huge page, which goes as a whole; the policy knows its first granule
-//!   bits 10..  how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
+//!   bit  10    COVERED  shows filler of plain memory, out of reach of the pmap
+//!   bits 11..  how many threads wait for it in the kernel, or, POISONED, have yet to meet the error
 //!
 //!                 claim                 installed            protection changes, written back
 //!      ABSENT ───────────▶ LOADING ───────────────▶ RESIDENT ◀──────▶ HELD
@@ -47,8 +48,10 @@ pub const DIRTY: u32 = 1 << 7;
 pub const PINNED: u32 = 1 << 8;
 /// Part of a huge page.
 pub const HUGE: u32 = 1 << 9;
+/// Shows filler of plain memory, out of reach of the pmap.
+pub const COVERED: u32 = 1 << 10;
 const STATE: u32 = 7;
-const WAITER: u32 = 1 << 10;
+const WAITER: u32 = 1 << 11;
 
 /// Where a page is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

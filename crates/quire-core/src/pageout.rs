@@ -5,10 +5,12 @@
 //! Where a page is dear to get again, it stands by (`standby.rs`) when the policy gives it up, and the
 //! pages that have stood by longest are dropped in its stead.
 
+use std::sync::atomic::Ordering;
+
 use crate::counters::{add, count};
 use crate::errors::StoreError;
 use crate::laundry;
-use crate::page::{HUGE, PINNED, PageState};
+use crate::page::{COVERED, HUGE, PINNED, PageState};
 use crate::page_cache::{PAGE_CACHE, Room};
 use crate::policy::Policy;
 use crate::space::{MapEntry, SPACE};
@@ -101,14 +103,7 @@ pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), Stor
     if kept {
         object.standby.make_empty(victims.len());
     }
-    let (freed, result) = if entry.writable {
-        laundry::evict_claimed(entry, victims, kept)
-    } else {
-        if kept {
-            laundry::stand_by(entry, victims.iter().copied());
-        }
-        (remove_claimed(entry, &victims), Ok(()))
-    };
+    let (freed, result) = evict_claimed(entry, victims, kept);
     add(
         &object.counters.evictions,
         if freed == chosen { claimed } else { freed.0.div_ceil(object.granule.0) },
@@ -116,6 +111,29 @@ pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), Stor
     add(&object.counters.evicted_bytes, freed.0);
     let spare = ByteCount(freed.0.saturating_sub(target.0).min(grown.0));
     (ByteCount(freed.0 - grow_standby(entry, spare).0), result)
+}
+
+/// Removes pages that the caller has moved to EVICTING, written back where they are dirty; they stand by
+/// where the caller wants them `kept`. Returns the bytes freed.
+pub fn evict_claimed(
+    entry: &MapEntry,
+    mut victims: Vec<(PageIndex, Range)>,
+    kept: bool,
+) -> (ByteCount, Result<(), StoreError>) {
+    if !entry.writable {
+        if kept {
+            laundry::stand_by(entry, victims.iter().copied());
+        }
+        return (remove_claimed(entry, &victims), Ok(()));
+    }
+    let covered: Vec<_> =
+        victims.extract_if(.., |(page, _)| entry.object.pages.has(*page, COVERED)).collect();
+    let hidden = remove_claimed(entry, &covered);
+    if victims.is_empty() {
+        return (hidden, Ok(()));
+    }
+    let (freed, result) = laundry::evict_claimed(entry, victims, kept);
+    (ByteCount(hidden.0 + freed.0), result)
 }
 
 /// How an eviction treats the pages that stand by.
@@ -267,11 +285,26 @@ pub fn remove_claimed(entry: &MapEntry, pages: &[(PageIndex, Range)]) -> ByteCou
     let mut ranges: Vec<Range> = pages.iter().map(|(_, range)| *range).collect();
     let bytes = ByteCount(ranges.iter().map(|range| range.len as u64).sum());
     recycle_huge(entry, pages, &mut ranges);
+    if entry.object.covered.load(Ordering::Acquire) {
+        let covered = |page: &PageIndex| entry.object.pages.has(*page, COVERED);
+        let hidden: Vec<Range> =
+            pages.iter().filter(|(page, _)| covered(page)).map(|(_, range)| *range).collect();
+        hidden.iter().for_each(|range| hide(*range));
+        ranges.retain(|range| !hidden.contains(range));
+    }
     entry.pmap.get().remove(&ranges);
     entry.object.pages.finish_absent(pages.iter().map(|(page, _)| *page));
     entry.object.note_metadata();
     PAGE_CACHE.release(&entry.object.account, bytes);
     bytes
+}
+
+/// Makes a range of a mapping inaccessible that is not ready in this process, or that filler covers.
+#[allow(unsafe_code)]
+pub fn hide(range: Range) {
+    // SAFETY: a range of our own mapping that shows filler only. Where the kernel has no memory for it the
+    // filler stays, as it would have without.
+    let _ = unsafe { memory::reserve_at(range, libc::PROT_NONE) };
 }
 
 /// Keeps the first huge page of those that go for the next load; what was taken is no more in `ranges`.

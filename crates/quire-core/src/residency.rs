@@ -9,7 +9,6 @@ use crate::counters::add;
 use crate::errors::{MapError, StoreError};
 use crate::fault;
 use crate::fill::{Task, Work};
-use crate::laundry;
 use crate::load;
 use crate::memory_object::MemoryObject;
 use crate::page::{DIRTY, HUGE, PINNED, PageState, REFERENCED};
@@ -205,11 +204,7 @@ pub fn evict(entry: &MapEntry, span: Span<u64>) -> Result<ByteCount, StoreError>
     for batch in resident.chunks(BATCH) {
         let victims = claim(entry, batch);
         let count = victims.len() as u64;
-        let (bytes, result) = if entry.writable {
-            laundry::evict_claimed(entry, victims, false)
-        } else {
-            (pageout::remove_claimed(entry, &victims), Ok(()))
-        };
+        let (bytes, result) = pageout::evict_claimed(entry, victims, false);
         freed.0 += bytes.0;
         add(&object.counters.evictions, count);
         add(&object.counters.evicted_bytes, bytes.0);
