@@ -530,5 +530,34 @@ def test_a_stalled_process_can_be_ended(number: signal.Signals, pmap: str) -> No
         assert child.finish(EXIT_LIMIT_S).status == -number
 
 
+def opened_files() -> list[str]:
+    """What the descriptors of this process stand for."""
+    found = []
+    for number in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(str(number.readlink()))
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return found
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_closed_mapping_holds_no_file_open(pmap: str, tmp_path: Path, mode: str) -> None:
+    """So that its file system can be unmounted while the object lives."""
+    path = tmp_path / "content"
+    path.write_bytes(CONTENT)
+    mapping = quire.open(path, dtype="u1", pmap=pmap, granule=PAGE, mode=mode)
+    assert mapping.read(0, PAGE) == CONTENT[:PAGE]
+    assert opened_files().count(str(path)) == 1
+    if mode != "r":
+        mapping.write(b"\1", 0)
+    mapping.close()
+    assert not [name for name in opened_files() if name.startswith(str(tmp_path))]
+    assert mapping.closed
+    written = b"\1" if mode == "r+" else CONTENT[:1]
+    assert path.read_bytes() == written + CONTENT[1:]
+    mapping.close()
+
+
 if __name__ == "__main__":
     children.main()

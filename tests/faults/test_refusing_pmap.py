@@ -1,8 +1,11 @@
-"""A memory file that takes no page any more, as where files may not be long (RLIMIT_FSIZE): no touch
-waits for ever, each error is told, and what shows filler keeps the budget."""
+"""A memory file that takes no page any more, as where files may not be long (RLIMIT_FSIZE).
+
+No touch waits for ever, each error is told, and what shows filler keeps the budget.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import resource
 
@@ -49,10 +52,8 @@ def child_touches(pmap: str, mode: str) -> None:
                 continue
         assert seen <= {1, 255}, f"{seen}"
         assert mapping.failed is not None
-        try:
+        with contextlib.suppress(quire.SyncError, BufferError):
             mapping.close()
-        except (quire.Error, BufferError):
-            pass
 
 
 @pytest.mark.parametrize("mode", ["r", "c"])

@@ -10,11 +10,11 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Store;
 use crate::errors::{FaultCode, OpenError, StoreError};
-use crate::sys::thread::now_ns;
+use crate::sys::{process, thread::now_ns};
 use crate::units::{ByteCount, ByteOffset};
 
 const LOOK_NS: u64 = 1_000_000;
@@ -51,6 +51,7 @@ pub struct FileStore {
     identity: Identity,
     looked_ns: AtomicU64,
     fetched: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl FileStore {
@@ -99,6 +100,7 @@ impl FileStore {
             label,
             looked_ns: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -115,6 +117,7 @@ impl FileStore {
             return Ok(());
         }
         let metadata = self.file.metadata().map_err(|error| self.io_error(offset, &error))?;
+        self.require_open(offset)?; // it would be that of another file
         let identity = Identity::of(&metadata);
         if identity.size < self.identity.size {
             let message = format!(
@@ -128,6 +131,14 @@ impl FileStore {
             return Err(StoreError::new(FaultCode::Changed, offset, message));
         }
         self.looked_ns.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn require_open(&self, offset: ByteOffset) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            let message = format!("{} is closed: open it again", self.label);
+            return Err(StoreError::new(FaultCode::Closed, offset, message));
+        }
         Ok(())
     }
 
@@ -148,8 +159,10 @@ impl Store for FileStore {
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError> {
         let mut done = 0;
         while done < buf.len() {
+            self.require_open(offset)?;
             match self.file.read_at(&mut buf[done..], offset.0 + done as u64) {
                 Ok(0) => {
+                    self.require_open(offset)?;
                     let at = ByteOffset(offset.0 + done as u64);
                     self.look(at, true)?;
                     let message =
@@ -172,6 +185,7 @@ impl Store for FileStore {
     fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), StoreError> {
         let mut done = 0;
         while done < bytes.len() {
+            self.require_open(offset)?;
             let at = ByteOffset(offset.0 + done as u64);
             let failed =
                 |error: &io::Error| StoreError::from_io(at, &format!("writing {}", self.label), error);
@@ -189,11 +203,17 @@ impl Store for FileStore {
     fn sync(&self) -> Result<(), StoreError> {
         let failed =
             |error| StoreError::from_io(ByteOffset(0), &format!("synchronising {}", self.label), &error);
+        self.require_open(ByteOffset(0))?;
         self.file.sync_data().map_err(failed)
     }
 
     fn bytes_fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        process::let_go(&self.file);
     }
 }
 
@@ -201,6 +221,7 @@ impl Store for FileStore {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::fd::AsRawFd;
     use std::process::Command;
 
     fn file_of(bytes: &[u8]) -> (tempfile::NamedTempFile, FileStore) {
@@ -244,6 +265,23 @@ mod tests {
         let mut buf = [0; 3];
         store.read_at(ByteOffset(8997), &mut buf).unwrap();
         assert_eq!(&buf, b"\x01ab");
+    }
+
+    #[test]
+    fn a_closed_file_holds_nothing_open() {
+        let (file, _) = file_of(&[1; 9000]);
+        let store = FileStore::open_writable(file.path()).unwrap();
+        store.read_at(ByteOffset(0), &mut [0; 10]).unwrap();
+        let fd = store.file.as_raw_fd();
+        let opened = || std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        assert_eq!(opened(), file.path().canonicalize().unwrap());
+        store.close();
+        store.close();
+        assert_eq!(opened(), Path::new("/dev/null"));
+        let refused =
+            [store.read_at(ByteOffset(0), &mut [0; 10]), store.write_at(ByteOffset(0), b"x"), store.sync()];
+        assert!(refused.iter().all(|result| result.as_ref().unwrap_err().code == FaultCode::Closed));
+        assert_eq!(std::fs::read(file.path()).unwrap(), [1; 9000]);
     }
 
     #[test]

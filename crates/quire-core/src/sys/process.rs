@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -150,6 +151,18 @@ pub fn close_inherited(fd: RawFd) {
         // SAFETY: the owner is leaked and never closes it (contract of the callers).
         unsafe {
             libc::close(fd);
+        }
+    }
+}
+
+/// Has a file let go of what it has open, in whatever call it is: `file` is an empty one from here on, which
+/// cannot be written, under the same number. Calls that are under way end as they would have.
+pub fn let_go(file: &File) {
+    // Without a descriptor to spare it stays as it is until it is dropped.
+    if let Ok(null) = File::open("/dev/null") {
+        // SAFETY: both are open; the number stays its owner's (a borrow).
+        unsafe {
+            libc::dup3(null.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC);
         }
     }
 }
