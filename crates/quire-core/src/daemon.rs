@@ -128,7 +128,7 @@ impl AutoBudget {
         }
         *looked = Instant::now();
         let budget = controller.step(&reader.read(), used, elapsed);
-        PAGE_CACHE.account.set_budget(ByteCount(budget.0.max(SPACE.least_budget().0)));
+        PAGE_CACHE.account.set_budget(budget.max(PAGE_CACHE.account.least()));
         shrink();
     }
 }

@@ -197,7 +197,7 @@ fn unpoison(entry: &MapEntry, page: PageIndex) -> bool {
             PageState::Poisoned => {
                 if object.pages.claim(page, PageState::Poisoned, PageState::Loading) {
                     let cost = object.load_cost();
-                    if pageout::reserve(entry, cost).is_err() {
+                    if pageout::reserve(entry, page, cost).is_err() {
                         PAGE_CACHE.charge(&object.account, cost);
                     }
                     entry.pmap.get().remove(&[entry.page_range(page)]);
@@ -302,7 +302,7 @@ fn fill_ahead(
     let object = &entry.object;
     let granule = object.granule.0;
     let run = entry.run_pages();
-    let most = object.account.budget().0 / (8 * granule);
+    let most = object.budget().0 / (8 * granule);
     let window = (RUNS_MAX * entry.store_run_pages()).max(WINDOW_MAX).min(most);
     let row = window.max((ROW_RUNS * run).min(most));
     let limits = Limits { granule, window, row, end: object.page_count().0, unit: run };

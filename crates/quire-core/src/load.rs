@@ -35,7 +35,7 @@ pub fn load(entry: &MapEntry, page: PageIndex, touch: Touch, started_ns: u64) ->
         note_resolved(entry, started_ns);
         return true;
     }
-    let reserved = pageout::reserve(entry, cost);
+    let reserved = pageout::reserve(entry, page, cost);
     let room_ns = thread::now_ns();
     let filled = reserved
         .inspect(|()| watermark::note_load(entry))

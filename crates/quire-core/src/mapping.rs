@@ -104,7 +104,8 @@ impl Mapping {
     pub fn open(store: Arc<dyn Store>, options: &Options) -> Result<Self, MapError> {
         let writable = options.mode != Mode::ReadOnly;
         let (kind, tracking) = choose(options.pmap.as_deref(), writable)?;
-        let budget = options.budget.unwrap_or(PAGE_CACHE.account.budget());
+        let own = options.budget.unwrap_or(ByteCount(u64::MAX));
+        let budget = own.min(PAGE_CACHE.account.budget());
         let most = kind.granules_max(writable);
         let granule = granule(&*store, options.granule, budget, most)?;
         let slow = store.is_slow();
@@ -112,7 +113,7 @@ impl Mapping {
         let private = options.mode == Mode::Private;
         let swap = private.then(|| open_swap(&*store, granule, &options.swap)).transpose()?;
         let pager = Pager::new(store, granule, swap, options.retries);
-        let object = MemoryObject::new(pager, &Plan { granule, budget, policy })?;
+        let object = MemoryObject::new(pager, &Plan { granule, budget: own, policy })?;
         let (pmap, fill) = runtime::acquire(kind, tracking, slow)?;
         let huge = !writable && kind.has_huge_pages() && may_be_huge(&object);
         let range = match reserve_and_prepare(object.mapped, huge, writable, &*pmap) {
@@ -172,9 +173,11 @@ impl Mapping {
     /// The first failure; what is not durable stays dirty and is written by the next call.
     pub fn sync(&self, within: std::ops::Range<u64>) -> Result<(), StoreError> {
         let Some(entry) = self.entry() else { return Ok(()) };
-        let shared = entry.writable && entry.object.pager.swap().is_none();
-        if !shared || !entry.armed.load(Ordering::Acquire) {
+        if !entry.writable || entry.object.pager.swap().is_some() {
             return Ok(());
+        }
+        if !entry.armed.load(Ordering::Acquire) {
+            return Err(not_here(within.start));
         }
         let _in_flight = entry.object.enter();
         let end = within.end.min(entry.object.mapped.0);
@@ -217,7 +220,8 @@ impl Mapping {
     /// # Errors
     /// Why a page could not be had.
     pub fn populate(&self, span: std::ops::Range<u64>) -> Result<(), StoreError> {
-        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::populate(&entry, span))
+        let Some((entry, _in_flight)) = self.in_use() else { return Err(not_here(span.start)) };
+        residency::populate(&entry, span)
     }
 
     /// How the mapping is going to be touched.
@@ -229,7 +233,7 @@ impl Mapping {
     pub fn will_need(&self, span: std::ops::Range<u64>) {
         if let Some((entry, _in_flight)) = self.in_use() {
             let granule = entry.object.granule.0;
-            let room = entry.object.account.budget().0 / 2 / granule;
+            let room = entry.object.budget().0 / 2 / granule;
             let pages = residency::pages_of(&entry.object, span);
             let run = entry.run_pages().max((1 << 20) / granule);
             residency::submit(&entry, pages.start..pages.end.min(pages.start + room), run);
@@ -241,7 +245,10 @@ impl Mapping {
     /// # Errors
     /// [`PinError`].
     pub fn pin(&self, span: std::ops::Range<u64>) -> Result<(), PinError> {
-        self.in_use().map_or(Ok(()), |(entry, _in_flight)| residency::pin(&entry, span, Touch::Write))
+        let Some((entry, _in_flight)) = self.in_use() else {
+            return Err(PinError::Page(not_here(span.start)));
+        };
+        residency::pin(&entry, span, Touch::Write)
     }
 
     /// Ends one pin of the same bytes.
@@ -256,7 +263,8 @@ impl Mapping {
     /// # Errors
     /// A dirty page could not be written back.
     pub fn evict(&self, span: std::ops::Range<u64>) -> Result<ByteCount, StoreError> {
-        self.in_use().map_or(Ok(ByteCount(0)), |(entry, _in_flight)| residency::evict(&entry, span))
+        let Some((entry, _in_flight)) = self.in_use() else { return Err(not_here(span.start)) };
+        residency::evict(&entry, span)
     }
 
     /// Bytes that are dirty now; see [`laundry::dirty_bytes`].
@@ -299,7 +307,8 @@ impl Mapping {
     /// # Errors
     /// What was dirty and could not be written back is lost.
     pub fn unmap(&self) -> Result<(), StoreError> {
-        let synced = self.sync(0..u64::MAX);
+        let here = self.entry().is_some_and(|entry| entry.armed.load(Ordering::Acquire));
+        let synced = if here { self.sync(0..u64::MAX) } else { Ok(()) };
         let Some(entry) = self.entry.lock().take() else { return Ok(()) };
         entry.closing.store(true, Ordering::Release);
         SPACE.remove(&entry);
@@ -340,11 +349,11 @@ impl Drop for Mapping {
 /// # Errors
 /// `MapError::Budget` when what the open mappings hold for good, and a load of one, would not fit.
 pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
-    let least = SPACE.least_budget();
+    let least = PAGE_CACHE.account.least();
     if budget < least {
         return Err(MapError::Budget(format!(
-            "a process-wide budget of {budget} bytes cannot hold the open mappings' buffers and pages in \
-             flight: at least {least} bytes are needed; close some mappings first"
+            "a process-wide budget of {budget} bytes cannot hold the open mappings' buffers, pinned pages and \
+             pages in flight: at least {least} bytes are needed; close some mappings or end some pins first"
         )));
     }
     PAGE_CACHE.account.set_budget(budget);

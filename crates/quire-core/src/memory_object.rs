@@ -160,18 +160,25 @@ impl MemoryObject {
         Ok(Arc::new(object))
     }
 
-    /// Whether `budget` can hold what the store keeps for good and two loads.
+    /// The budget that holds: the smaller of the object's own and the process's.
+    pub fn budget(&self) -> ByteCount {
+        self.account.budget().min(PAGE_CACHE.account.budget())
+    }
+
+    /// Whether `budget` can hold what the store keeps for good, two loads, and what is pinned.
     ///
     /// # Errors
     /// `MapError::Budget`, with what is needed.
     pub fn check_budget(&self, budget: ByteCount) -> Result<(), MapError> {
-        let least = self.least_budget();
-        if budget >= least {
+        let pinned = self.account.pinned();
+        let least = self.least_budget().0.saturating_add(pinned.0);
+        if budget.0 >= least {
             return Ok(());
         }
+        let beside = if pinned.0 == 0 { String::new() } else { format!(" beside {pinned} that are pinned") };
         Err(MapError::Budget(format!(
-            "a budget of {budget} bytes cannot hold the pages in flight: at least {least} bytes are needed \
-             for granules of {} bytes; raise the budget, or choose a smaller granule or frame",
+            "a budget of {budget} bytes cannot hold the pages in flight{beside}: at least {least} bytes are \
+             needed for granules of {} bytes; raise the budget, or choose a smaller granule or frame",
             self.granule
         )))
     }

@@ -13,7 +13,6 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::errors::StoreError;
 use crate::sys::futex;
 use crate::units::ByteCount;
 
@@ -64,10 +63,30 @@ impl Account {
         ByteCount(self.metadata.load(Ordering::Relaxed))
     }
 
+    /// Bytes that are pinned now.
+    pub fn pinned(&self) -> ByteCount {
+        ByteCount(self.pinned.load(Ordering::Relaxed))
+    }
+
+    /// What no budget may go below: the floor, and what is pinned.
+    pub fn least(&self) -> ByteCount {
+        ByteCount(self.floor.load(Ordering::Relaxed) + self.pinned().0)
+    }
+
+    /// Bytes more that could be pinned now.
+    pub fn room_for_pins(&self) -> ByteCount {
+        ByteCount(self.budget().0.saturating_sub(self.least().0))
+    }
+
+    fn try_pin(&self, bytes: ByteCount) -> bool {
+        let most = self.budget().0.saturating_sub(self.floor.load(Ordering::Relaxed));
+        let next = |pinned: u64| pinned.checked_add(bytes.0).filter(|sum| *sum <= most);
+        self.pinned.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next).is_ok()
+    }
+
     /// Bytes of pages and buffers that may be charged now.
     pub fn most(&self) -> ByteCount {
-        let floor = self.floor.load(Ordering::Relaxed) + self.pinned.load(Ordering::Relaxed);
-        ByteCount(self.budget().0.saturating_sub(self.metadata().0).max(floor))
+        ByteCount(self.budget().0.saturating_sub(self.metadata().0).max(self.least().0))
     }
 
     /// Bytes that must go before so many can be charged.
@@ -119,13 +138,13 @@ impl Account {
 
 /// What came of an attempt to make room.
 #[derive(Debug)]
-pub enum Room {
+pub enum Room<Refusal> {
     /// Some was made.
     Made,
     /// All pages are on their way: there will be some.
     NoneYet,
     /// Pages that should go could not be written back.
-    Refused(StoreError),
+    Refused(Refusal),
 }
 
 /// The process-wide account and the bell that rings when room is made.
@@ -161,12 +180,12 @@ impl PageCache {
     ///
     /// # Errors
     /// What stood in the way of making room.
-    pub fn reserve(
+    pub fn reserve<Refusal>(
         &self,
         object: &Account,
         bytes: ByteCount,
-        mut make_room: impl FnMut(bool) -> Room,
-    ) -> Result<(), StoreError> {
+        mut make_room: impl FnMut(bool) -> Room<Refusal>,
+    ) -> Result<(), Refusal> {
         while !self.try_reserve(object, bytes) {
             let own = object.shortage(bytes).0 > 0;
             match make_room(own) {
@@ -188,13 +207,19 @@ impl PageCache {
         }
     }
 
-    /// Has both know of so many bytes more that are pinned.
-    pub fn pin(&self, object: &Account, bytes: ByteCount) {
-        object.pinned.fetch_add(bytes.0, Ordering::AcqRel);
-        self.account.pinned.fetch_add(bytes.0, Ordering::AcqRel);
+    /// Has both know of so many bytes more that are pinned, if both budgets hold them beside their floors.
+    pub fn try_pin(&self, object: &Account, bytes: ByteCount) -> bool {
+        if !object.try_pin(bytes) {
+            return false;
+        }
+        let pinned = self.account.try_pin(bytes);
+        if !pinned {
+            object.pinned.fetch_sub(bytes.0, Ordering::AcqRel);
+        }
+        pinned
     }
 
-    /// Takes back what [`PageCache::pin`] said.
+    /// Takes back what [`PageCache::try_pin`] noted.
     pub fn unpin(&self, object: &Account, bytes: ByteCount) {
         object.pinned.fetch_sub(bytes.0, Ordering::AcqRel);
         self.account.pinned.fetch_sub(bytes.0, Ordering::AcqRel);
@@ -295,7 +320,7 @@ mod tests {
         assert_eq!(object.shortage(ByteCount(0)), ByteCount(30), "no more than to the floor");
         cache.release(&object, ByteCount(70));
         assert!(cache.try_reserve(&object, ByteCount(40)) && !cache.try_reserve(&object, ByteCount(1)));
-        cache.pin(&object, ByteCount(20));
+        assert!(cache.try_pin(&object, ByteCount(20)) && !cache.try_pin(&object, ByteCount(41)));
         assert!(cache.try_reserve(&object, ByteCount(20)) && !cache.try_reserve(&object, ByteCount(1)));
         assert_eq!(cache.account.most(), ByteCount(500));
         cache.end(&object);
@@ -304,11 +329,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pinned_fits_both_budgets() {
+        let (cache, objects) = (page_cache(100), [(); 2].map(|()| Account::new(ByteCount(80))));
+        cache.account.set_floor(ByteCount(10));
+        assert!(cache.try_pin(&objects[0], ByteCount(60)));
+        assert!(!cache.try_pin(&objects[1], ByteCount(60)), "the process has room for 30");
+        assert_eq!((objects[1].pinned(), cache.account.room_for_pins()), (ByteCount(0), ByteCount(30)));
+        assert!(cache.try_pin(&objects[1], ByteCount(30)));
+        cache.unpin(&objects[0], ByteCount(60));
+        assert_eq!(cache.account.least(), ByteCount(40));
+    }
+
+    #[test]
     fn a_reservation_does_not_wait_for_what_metadata_will_never_give() {
         let (cache, object) = (page_cache(1000), Account::new(ByteCount(100)));
         object.set_floor(ByteCount(40));
         cache.set_metadata(&object, ByteCount(100));
-        let reserved = cache.reserve(&object, ByteCount(40), |_| unreachable!("there is room"));
+        let reserved = cache.reserve::<()>(&object, ByteCount(40), |_| unreachable!("there is room"));
         assert_eq!(reserved, Ok(()));
     }
 
@@ -317,7 +354,7 @@ mod tests {
         let (cache, object) = (page_cache(100), Account::new(ByteCount(60)));
         assert!(cache.try_reserve(&object, ByteCount(60)));
         let mut asked = Vec::new();
-        let reserved = cache.reserve(&object, ByteCount(50), |own| {
+        let reserved = cache.reserve::<()>(&object, ByteCount(50), |own| {
             asked.push(own);
             cache.release(&object, ByteCount(60));
             Room::Made

@@ -5,11 +5,13 @@
 //! Where a page is dear to get again, it stands by (`standby.rs`) when the policy gives it up, and the
 //! pages that have stood by longest are dropped in its stead.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::counters::{add, count};
 use crate::errors::StoreError;
 use crate::laundry;
+use crate::memory_object::MemoryObject;
 use crate::page::{COVERED, HUGE, PINNED, PageState};
 use crate::page_cache::{PAGE_CACHE, Room};
 use crate::policy::Policy;
@@ -23,11 +25,11 @@ const BATCH: u64 = 256 << 10;
 /// Pages of one batch at most.
 const BATCH_PAGES: usize = 256;
 
-/// Charges `bytes` for a load of `entry`, evicting and waiting as needed.
+/// Charges `bytes` for a load of a page of `entry`, evicting and waiting as needed.
 ///
 /// # Errors
-/// When there is no room because dirty pages cannot be written back.
-pub fn reserve(entry: &MapEntry, bytes: ByteCount) -> Result<(), StoreError> {
+/// When there is no room because dirty pages, of any mapping, cannot be written back.
+pub fn reserve(entry: &MapEntry, page: PageIndex, bytes: ByteCount) -> Result<(), StoreError> {
     entry.object.note_metadata();
     let counters = &entry.object.counters;
     let mut stalled_ns = None;
@@ -35,6 +37,7 @@ pub fn reserve(entry: &MapEntry, bytes: ByteCount) -> Result<(), StoreError> {
         stalled_ns.get_or_insert_with(thread::now_ns);
         make_room(entry, own, bytes)
     });
+    let reserved = reserved.map_err(|refusal| refusal.told_by(entry, page));
     if let Some(since) = stalled_ns {
         count(&counters.room_stalls);
         add(&counters.room_stall_ns, thread::now_ns().saturating_sub(since));
@@ -54,12 +57,12 @@ pub fn try_reserve(entry: &MapEntry, bytes: ByteCount) -> bool {
 }
 
 /// Evicts what is missing for a charge of `bytes`, or a batch when that is more.
-fn make_room(entry: &MapEntry, own: bool, bytes: ByteCount) -> Room {
+fn make_room(entry: &MapEntry, own: bool, bytes: ByteCount) -> Room<Refusal> {
     let account = if own { &entry.object.account } else { &PAGE_CACHE.account };
     let batch = BATCH.min(account.most().0 / 32);
     let target = ByteCount(account.shortage(bytes).0.max(batch).max(1));
     if own {
-        return room_of(evict(entry, target));
+        return room_of(entry, evict(entry, target));
     }
     // The process is over its budget: who holds most pays first.
     let pages = |entry: &MapEntry| {
@@ -69,20 +72,41 @@ fn make_room(entry: &MapEntry, own: bool, bytes: ByteCount) -> Room {
     all.sort_by_key(|(entry, _)| std::cmp::Reverse(pages(entry)));
     let mut room = Room::NoneYet;
     for (entry, _in_flight) in &all {
-        match room_of(evict(entry, target)) {
+        match room_of(entry, evict(entry, target)) {
             Room::Made => return Room::Made,
-            Room::Refused(error) => room = Room::Refused(error),
+            Room::Refused(refusal) => room = Room::Refused(refusal),
             Room::NoneYet => {}
         }
     }
     room
 }
 
-fn room_of((freed, result): (ByteCount, Result<(), StoreError>)) -> Room {
+fn room_of(entry: &MapEntry, (freed, result): (ByteCount, Result<(), StoreError>)) -> Room<Refusal> {
     match result {
         _ if freed.0 > 0 => Room::Made,
         Ok(()) => Room::NoneYet,
-        Err(error) => Room::Refused(error),
+        Err(error) => Room::Refused(Refusal { of: Arc::clone(&entry.object), error }),
+    }
+}
+
+/// Why pages that should make room stayed, and whose they are.
+struct Refusal {
+    of: Arc<MemoryObject>,
+    error: StoreError,
+}
+
+impl Refusal {
+    /// The error as the mapping tells it whose page there was no room for.
+    fn told_by(self, entry: &MapEntry, page: PageIndex) -> StoreError {
+        let Refusal { of, error } = self;
+        if Arc::ptr_eq(&of, &entry.object) {
+            return error;
+        }
+        let message = format!(
+            "no room in the process-wide budget: pages of {} must be written back first and cannot be: {error}",
+            of.pager.store().label()
+        );
+        StoreError { offset: page.offset(entry.object.granule), message, ..error }
     }
 }
 
@@ -194,6 +218,7 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
     let object = &entry.object;
     let mut victims: Vec<(PageIndex, Range)> = Vec::new();
     let mut chosen = ByteCount(0);
+    let is_here = |page| matches!(object.pages.state(page), PageState::Resident | PageState::Held);
     let mut policy = object.policy.lock();
     let mut left = policy.len();
     while chosen < target && victims.len() < BATCH_PAGES && left > 0 {
@@ -211,20 +236,19 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
         }
         // All of a huge page or nothing: a part of one frees no memory.
         let block = entry.huge_block(page).unwrap_or(page.0..page.0 + 1);
-        for page in block.map(PageIndex) {
-            if object.pages.claim(page, PageState::Resident, PageState::Evicting) {
-                let range = entry.page_range(page);
+        for each in block.map(PageIndex) {
+            if object.pages.claim(each, PageState::Resident, PageState::Evicting) {
+                let range = entry.page_range(each);
                 chosen.0 += range.len as u64;
-                victims.push((page, range));
-            } else if matches!(object.pages.state(page), PageState::Resident | PageState::Held) {
-                policy.insert(page); // pinned, or being written back
+                victims.push((each, range));
+            } else if each == page && is_here(each) {
+                policy.insert(page); // pinned, or being written back; the policy knows its neighbours still
             }
         }
     }
     if entry.huge {
-        policy.retain(&mut |page| {
-            object.pages.has(page, PINNED) || object.pages.state(page) == PageState::Resident
-        });
+        // Neighbours of those that the policy gave up went with them.
+        policy.retain(&mut |page| matches!(object.pages.state(page), PageState::Resident | PageState::Held));
     }
     object.note_policy(&**policy);
     (victims, chosen)
@@ -257,7 +281,8 @@ pub fn break_up(entry: &MapEntry, policy: &mut dyn Policy, page: PageIndex) -> b
     let pages = &entry.object.pages;
     let Some(block) = entry.object.block_of(page) else { return false };
     let stays = |page| pages.has(page, PINNED) || pages.state(page) == PageState::Absent;
-    if !block.clone().map(PageIndex).any(stays) {
+    let comes = |page| pages.state(page) == PageState::Loading;
+    if !block.clone().map(PageIndex).any(stays) || block.clone().map(PageIndex).any(comes) {
         return false;
     }
     // SAFETY: pages of our own mapping, which stay.

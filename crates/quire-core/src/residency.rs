@@ -41,7 +41,7 @@ pub fn populate(entry: &Arc<MapEntry>, span: Span<u64>) -> Result<(), StoreError
     let pages = pages_of(object, span);
     let granule = object.granule.0;
     let run = entry.run_pages().max((1 << 20) / granule);
-    let window = (object.account.budget().0 / (WINDOW_SHARE * granule)).clamp(1, 64 * run);
+    let window = (object.budget().0 / (WINDOW_SHARE * granule)).clamp(1, 64 * run);
     let mut first = pages.start;
     while first < pages.end {
         let end = pages.end.min(first + window);
@@ -122,32 +122,21 @@ fn reserve_pins(entry: &MapEntry, pages: Span<u64>) -> Result<(), PinError> {
     let object = &entry.object;
     let mut pins = entry.object.pins.lock();
     let new = pages.clone().filter(|page| !pins.contains_key(&PageIndex(*page))).count() as u64;
-    let pinned = (pins.len() as u64 + new) * object.granule.0;
-    let (budget, least) = (pin_budget(object), pinned + beside_pins(object));
-    if least > budget {
+    let bytes = ByteCount(new * object.granule.0);
+    if !PAGE_CACHE.try_pin(&object.account, bytes) {
         return Err(PinError::Map(MapError::Budget(format!(
-            "{pinned} bytes cannot be pinned within a budget of {budget} bytes: {least} are needed, as pages in \
-             flight must fit beside them; pin less, or raise the budget"
+            "{bytes} bytes more cannot be pinned: the budgets of the mapping and of the process have room for \
+             {} beside what is pinned and pages in flight; pin less, or raise the budget",
+            room_for_pins(object)
         ))));
     }
     pages.for_each(|page| *pins.entry(PageIndex(page)).or_insert(0) += 1);
-    PAGE_CACHE.pin(&object.account, ByteCount(new * object.granule.0));
     Ok(())
-}
-
-fn pin_budget(object: &MemoryObject) -> u64 {
-    object.account.budget().0.min(crate::page_cache::PAGE_CACHE.account.budget().0)
-}
-
-/// What must fit the budget beside pages that are pinned.
-fn beside_pins(object: &MemoryObject) -> u64 {
-    2 * object.load_cost().0 + object.pager.standing_bytes().0
 }
 
 /// How much more could be pinned now.
 pub fn room_for_pins(object: &MemoryObject) -> ByteCount {
-    let pinned = object.pins.lock().len() as u64 * object.granule.0;
-    ByteCount(pin_budget(object).saturating_sub(pinned + beside_pins(object)))
+    object.account.room_for_pins().min(PAGE_CACHE.account.room_for_pins())
 }
 
 fn populate_pinned(entry: &Arc<MapEntry>, pages: Span<u64>, touch: Touch) -> Result<(), StoreError> {

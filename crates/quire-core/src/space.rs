@@ -63,7 +63,7 @@ impl MapEntry {
 
     /// Whether a reader in order gets huge pages: the store is fast, and the budgets hold enough of them.
     pub fn loads_huge_pages(&self) -> bool {
-        let budget = self.object.account.budget().min(PAGE_CACHE.account.budget());
+        let budget = self.object.budget();
         let roomy = budget.0 / HUGE_SHARE >= HUGE_BYTES as u64;
         roomy && !self.object.pager.store().is_slow() && self.huge_frames().is_some()
     }

@@ -306,8 +306,7 @@ impl MappingBase {
     /// Changes the mapping's budget; None is the process-wide budget alone.
     fn set_budget(&self, py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
         let budget = ByteCount(budget_bytes.unwrap_or(u64::MAX));
-        self.mapping
-            .set_budget(budget)
+        py.detach(|| self.mapping.set_budget(budget))
             .map_err(|error| errors::from_map(py, Some(self.store.label()), &error))
     }
 

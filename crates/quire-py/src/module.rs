@@ -60,7 +60,7 @@ fn default_budget() -> ByteCount {
 #[pyo3(signature = (budget_bytes=None))]
 pub fn set_budget(py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
     let budget = budget_bytes.map_or_else(default_budget, ByteCount);
-    mapping::set_process_budget(budget).map_err(|error| errors::from_map(py, None, &error))
+    py.detach(|| mapping::set_process_budget(budget)).map_err(|error| errors::from_map(py, None, &error))
 }
 
 /// Has the process-wide budget follow what the machine has free, or no longer.

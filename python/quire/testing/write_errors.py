@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 from abc import ABC, abstractmethod
 from contextlib import closing
 from typing import TYPE_CHECKING, ClassVar
@@ -101,6 +102,7 @@ class WriteErrors(ABC):
         (tmp_path / "source").mkdir()
         with closing(self.open_writable(content, tmp_path / "source")) as opened:
             yield opened
+            gc.collect()  # a mapping that an error's traceback keeps must end before its store
 
     @pytest.fixture
     def map_writable(self, tracked_pmap: str, granule: int) -> Callable[..., quire.Mapping]:

@@ -142,7 +142,7 @@ fn write_pieces(py: Python<'_>, found: &Found, file: &Bound<'_, PyAny>) -> PyRes
     let (start, end) = (found.span.start, found.span.end);
     let between = py.import("numpy")?.call_method1("empty", (PIECE.min(end - start), "u1"))?;
     let bytes = PyBuffer::<u8>::get(&between)?;
-    let window = (object.account.budget().0 / WINDOW_SHARE).clamp(object.granule.0, WINDOW);
+    let window = (object.budget().0 / WINDOW_SHARE).clamp(object.granule.0, WINDOW);
     let mut ready = start;
     let mut at = start;
     while at < end {
