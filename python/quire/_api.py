@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quire import _core
-from quire.creation import RawShape, create
+from quire.creation import RawShape, plan
 from quire.errors import ChangedError, FormatError, ModeError
 from quire.layout import ArrayLayout, raw_layout, require_dtype, require_order, shape_of
 from quire.mapping import Mapping
@@ -109,9 +109,27 @@ def open(
     _require_patience(timeout, retries)
     budget_bytes = None if budget is None else parse_size(budget, name="budget")
     granule_bytes = None if granule is None else parse_size(granule, name="granule")
+    if swap is not None and mode != "c":
+        raise ModeError(
+            f'swap= says where changed pages of mode "c" go, and mode "{mode}" keeps none: leave '
+            "it out"
+        )
     raw = RawShape(dtype, shape, offset, order)
+    how: dict[str, Any] = {
+        "budget_bytes": budget_bytes,
+        "granule_bytes": granule_bytes,
+        "pmap": pmap,
+        "retries": retries,
+        "mode": "r+" if mode == "w+" else mode,
+        "policy": policy,
+        "swap": swap,
+    }
     if mode == "w+":
-        raw, mode = create(source, raw), "r+"
+        new = plan(source, raw, storage_options)
+        # What is wrong with how it is to be mapped is found with zeros in the file's place.
+        Mapping(_core.open_zero(new.size_bytes, new.name), new.layout, **how).close()
+        new.make()
+        raw, mode = new.raw, "r+"
     resolved = resolve(
         source,
         storage_options=storage_options,
@@ -137,18 +155,7 @@ def open(
             "timeout": timeout,
             "retries": retries,
         }
-        return Mapping(
-            resolved.store,
-            layout,
-            _recipe(resolved, given),
-            budget_bytes=budget_bytes,
-            granule_bytes=granule_bytes,
-            pmap=pmap,
-            retries=retries,
-            mode=mode,
-            policy=policy,
-            swap=swap,
-        )
+        return Mapping(resolved.store, layout, _recipe(resolved, given), **how)
     except BaseException:
         resolved.store.close()
         raise
@@ -298,10 +305,11 @@ def set_budget(budget: SizeLike | None = None) -> None:
     >>> set_budget(None)
     """
     automatic = budget == "auto"
-    if not automatic:
-        _core.set_automatic_budget(False)
-    _core.set_budget(None if budget is None or automatic else parse_size(budget, name="budget"))
+    size = None if budget is None or automatic else parse_size(budget, name="budget")
+    _core.set_budget(size)  # what is refused changes nothing
     _core.set_automatic_budget(automatic)
+    if not automatic:
+        _core.set_budget(size)  # again: until now it may have been followed
 
 
 def budget() -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "ARRAY_BYTES_MAX",
     "ArrayLayout",
     "Order",
     "ShapeLike",

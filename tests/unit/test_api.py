@@ -6,6 +6,7 @@ import pytest
 
 import quire
 from quire import _core
+from quire.testing.waiting import wait_until
 
 
 @pytest.mark.parametrize("mode", ["", "rb", "x", None])
@@ -159,6 +160,19 @@ def test_process_budget():
     finally:
         quire.set_budget(None)
     assert quire.budget() == pytest.approx(default, rel=0.5)
+
+
+def test_a_refused_budget_leaves_the_automatic_one_on(rows_file):
+    with quire.open(rows_file):
+        quire.set_budget("auto")
+        try:
+            for refused in ("nonsense", 1):
+                with pytest.raises(ValueError, match="budget"):
+                    quire.set_budget(refused)
+            _core.set_budget(33 << 20)  # not by the user: it is followed away from that again
+            wait_until(lambda: quire.budget() != 33 << 20, "the budget is followed")
+        finally:
+            quire.set_budget(None)
 
 
 def test_process_budget_bounds_all_mappings(rows_file, rows):

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import quire
 from quire import _core
-from quire.creation import RawShape, create
+from quire.creation import RawShape, plan
 from quire.testing import children
 from quire.testing.stores import BytesStore
 
@@ -109,11 +110,56 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert caught.value.source == str(tmp_path / "no" / "new.npy")
 
 
-def test_create_says_how_to_open(tmp_path):
+def test_a_plan_says_how_to_open_and_makes_nothing(tmp_path):
     raw = RawShape("<i4", (2, 3), 0, "F")
-    assert create(tmp_path / "a.npy", raw) == RawShape()
-    assert create(tmp_path / "a.bin", raw) == RawShape("<i4", (2, 3), 0, "F")
-    assert (tmp_path / "a.bin").stat().st_size == 24
+    assert plan(tmp_path / "a.npy", raw, None).raw == RawShape()
+    new = plan(tmp_path / "a.bin", raw, None)
+    assert new.raw == RawShape("<i4", (2, 3), 0, "F")
+    assert list(tmp_path.iterdir()) == []
+    new.make()
+    assert (tmp_path / "a.bin").stat().st_size == new.size_bytes == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"policy": "mru"}, ValueError),
+        ({"pmap": "magic"}, quire.PmapError),
+        ({"granule": 1000}, ValueError),
+        ({"budget": 1}, quire.BudgetError),
+        ({"budget": "lots"}, ValueError),
+        ({"swap": quire.Swap(limit="1 MiB")}, quire.ModeError),
+        ({"storage_options": {"anon": True}}, quire.SourceError),
+        ({"dtype": object}, quire.FormatError),
+        ({"shape": (1 << 62,)}, quire.FormatError),
+        ({"shape": (1 << 60,)}, ValueError),
+    ],
+    ids=lambda given: str(given) if isinstance(given, dict) else "",
+)
+def test_what_is_refused_leaves_the_file_that_is_there(options, kind, rows_file):
+    before = rows_file.read_bytes()
+    with pytest.raises(kind):
+        quire.open(rows_file, mode="w+", **({"dtype": "f4", "shape": (3, 3)} | options))
+    assert rows_file.read_bytes() == before
+
+
+def test_a_length_that_the_system_refuses_leaves_the_file_that_is_there(rows_file):
+    before = rows_file.read_bytes()
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        with pytest.raises(quire.SourceError) as caught:
+            quire.open(rows_file, mode="w+", shape=(8 << 20,))
+        assert caught.value.errno == errno.EFBIG
+
+    assert children.in_fork(limited) == ""
+    assert rows_file.read_bytes() == before
+
+
+def test_swap_is_for_mode_c(rows_file):
+    for mode in ("r", "r+"):
+        with pytest.raises(quire.ModeError, match='swap= .* mode "c"'):
+            quire.open(rows_file, mode=mode, swap=quire.Swap(limit="1 MiB"))
 
 
 def test_modes_are_named(rows_file):

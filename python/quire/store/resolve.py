@@ -104,7 +104,7 @@ def _open(
     name = _name_of(source)
     path = local_path(name)
     if path is not None:
-        _refuse_options(storage_options, path)
+        refuse_options(storage_options, path)
         return _open_file(path, writable), os.path.abspath(path)  # noqa: PTH100 (symlinks stay)
     recipe = _recipe_of_url(name, storage_options)
     return _open_in_pager(recipe, budget_bytes, timeout_s), name
@@ -156,7 +156,7 @@ def _path_of_url(url: str) -> str:
     return unquote(parts.path)
 
 
-def _refuse_options(storage_options: Mapping[str, object] | None, path: str) -> None:
+def refuse_options(storage_options: Mapping[str, object] | None, path: str) -> None:
     if storage_options:
         raise SourceError(
             "storage_options are for URLs and this is a local path: leave them out", source=path
