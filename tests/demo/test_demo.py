@@ -132,3 +132,21 @@ def test_an_array_without_numbers_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not numbers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_refused_is_refused_before_data_are_made(tmp_path: Path) -> None:
+    for pmap in ("soft", "magic"):
+        done = quire_demo("--pmap", pmap, "--out", tmp_path / "out")
+        assert done.returncode == 1
+        assert pmap in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "/dev/null/out", "/dev/null"])
+def test_a_folder_that_cannot_be_written(out: str) -> None:
+    done = quire_demo("--out", out)
+    assert done.returncode == 1
+    assert "--out" in done.stderr
+    assert out in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,7 +3,7 @@
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a `quire.Error`: printed as one message, without a traceback |
+| 1 | a `quire.Error`, or what the system refused (OSError): one message, no traceback |
 | 2 | wrong usage |
 | 130 | ended by Ctrl-C |
 
@@ -67,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(str(error))
         return FAILED
+    except OSError as error:
+        if _wants_traceback():
+            raise
+        _say(f"{error.filename or 'the system'}: {error.strerror or error}; {_remedy(error)}")
+        return FAILED
     except ValueError as error:
         if _wants_traceback():
             raise
@@ -93,6 +98,15 @@ def build_app(*, is_list: bool) -> App:
             f"quire.tools.commands.{verb}:{verb}", name=verb, help=summary if is_list else None
         )
     return app
+
+
+def _remedy(error: OSError) -> str:
+    """What to do next."""
+    if isinstance(error, PermissionError):
+        return f"user {os.geteuid()} may not do that: name a file or folder of your own"
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "check the path"
+    return "QUIRE_TRACEBACK=1 shows where"
 
 
 def _wants_traceback() -> bool:

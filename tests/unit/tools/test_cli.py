@@ -1,4 +1,6 @@
+import errno
 import importlib
+import re
 import subprocess
 import sys
 
@@ -86,3 +88,26 @@ def test_reader_that_leaves():
     command = f"{sys.executable} -m quire.tools.cli doctor | true"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: .*a file or folder of"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), "/a/b: .*check the path"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left; QUIRE_TRACEBACK=1"),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_the_system_refuses_is_one_message(error, said, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(info_module, "resolve", fail)
+    assert cli.main(["info", "x"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert re.match(f"quire: .*{said}", told)
+    monkeypatch.setenv("QUIRE_TRACEBACK", "1")
+    with pytest.raises(OSError, match=error.strerror):
+        cli.main(["info", "x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+import quire
 from quire.tools.demo import report
 from quire.tools.demo.progress import Bars
 from quire.tools.demo.run import run
@@ -67,6 +69,13 @@ def demo(
     """
     if size < SIZE_BYTES_MIN:
         raise DemoError(f"a matrix of {size} bytes shows nothing: choose a --size of 1 MiB or more")
+    if (pmap or os.environ.get("QUIRE_PMAP")) == "soft":
+        raise DemoError(
+            'pmap "soft" gives no array, which the demonstration is about: choose another --pmap '
+            "(`quire doctor` says which work here)"
+        )
+    if pmap is not None:
+        quire.anonymous(1, pmap=pmap).close()  # refused before any data are made
     settings = Settings(
         size_bytes=size,
         budget_bytes=budget,

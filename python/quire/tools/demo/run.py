@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -34,9 +36,8 @@ def run(settings: Settings, bars: Bars) -> tuple[dict[str, Any], list[report.Sec
 
     Raises `DemoError` where something is missing or the source cannot be used, and says what to do.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="data-", dir=settings.out) as name:
+    with _data_folder(settings.out) as name:
         folder = Path(name)
         if settings.source is None:
             data = make_data(settings, folder, bars)
@@ -54,6 +55,22 @@ def run(settings: Settings, bars: Bars) -> tuple[dict[str, Any], list[report.Sec
     values["seconds"]["total"] = round(time.monotonic() - began, 3)
     (settings.out / "report.json").write_text(json.dumps(values, indent=1) + "\n")
     return values, report.sections(values, settings, data)
+
+
+def _data_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for the data in `out`, where the picture and the report can be written too."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (out / "report.json", out / "residency.png"):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return tempfile.TemporaryDirectory(prefix="data-", dir=out)
+    except OSError as error:
+        raise DemoError(
+            f"the demonstration cannot write to {error.filename or out} ({error.strerror}): name a "
+            'folder of your own, for example --out "$(mktemp -d)"',
+            errno=error.errno,
+        ) from error
 
 
 def make_data(settings: Settings, folder: Path, bars: Bars) -> Data:
