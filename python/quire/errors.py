@@ -187,8 +187,9 @@ class ProtectionError(DeliveredError):
 class SyncError(DeliveredError):
     """Dirty pages could not be written back, or made durable; they are dirty still.
 
-    Nothing is lost: the array holds what was written to it, and the next `quire.Mapping.sync`
-    writes it again. ``offset`` is that of the write that failed, ``errno`` says why.
+    Nothing is lost: the array holds what was written to it. Free space or mend the disk and call
+    `quire.Mapping.sync` again, which writes it again; or give it up with
+    ``mapping.close(discard=True)``. ``offset`` is that of the write that failed, ``errno`` says why.
     """
 
 

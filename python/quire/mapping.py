@@ -182,8 +182,9 @@ class Mapping(_core.MappingBase):
         meanwhile may be in it or not. Does nothing where writes do not go to the source.
 
         Raises:
-            quire.SyncError: it could not. Everything is still in the array, and dirty: the next
-                `sync` writes it again.
+            quire.SyncError: it could not, or the file was replaced at its path. Everything is still
+                in the array, and dirty: the next `sync` writes it again, and `close` with
+                ``discard`` gives it up.
             quire.PageIOError: the mapping has failed. What could be written was, but not what went
                 to pages that could not be had, as they hold no data.
             ValueError: a negative offset or length.
@@ -207,8 +208,10 @@ class Mapping(_core.MappingBase):
             quire.PageIOError: a page could not be had; it is raised here and now.
             ValueError: they do not lie in the source.
         """
-        left = self.size_bytes - offset
-        buffer = bytearray(left if length is None else length)
+        if length is None:
+            length = max(self.size_bytes - offset, 0)
+        self._require_inside(offset, length)
+        buffer = bytearray(length)
         self.readinto(buffer, offset)
         return bytes(buffer)
 
@@ -220,6 +223,7 @@ class Mapping(_core.MappingBase):
             BufferError: it is read-only or not contiguous.
         """
         view = memoryview(buffer).cast("B")
+        self._require_inside(offset, len(view))
         self.read_bytes(offset, view)
         return len(view)
 
@@ -237,8 +241,16 @@ class Mapping(_core.MappingBase):
                 'a write to a mapping of mode "r": open it with "r+"', source=self.source
             )
         view = memoryview(data).cast("B")
+        self._require_inside(offset, len(view))
         self.write_bytes(offset, view)
         return len(view)
+
+    def _require_inside(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise ValueError(
+                f"{length} bytes from byte {offset} on do not lie in a mapping of "
+                f"{self.size_bytes}: offsets count from 0, its start"
+            )
 
     def advise(self, advice: str, index: object = None) -> None:
         """Says how the array is going to be touched (madvise(2), posix_madvise(3)).
@@ -350,19 +362,23 @@ class Mapping(_core.MappingBase):
         """
         super().set_budget(None if budget is None else parse_size(budget, name="budget"))
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
         """Syncs, unmaps and closes the source; does nothing when that was done before.
+
+        With ``discard`` it does not sync: what is dirty is given up. What was synced or evicted
+        before is in the source.
 
         Raises:
             quire.SyncError: what is dirty could not be written back. The mapping stays open: mend
-                what is in the way and close it again, or copy the array elsewhere.
-            BufferError: an array or another view of the mapping is alive, as with `mmap.close`.
-                Delete it first, or leave the closing to it: the mapping ends with its last view.
+                what is in the way and close it again, copy the array elsewhere, or ``discard``.
+            BufferError: an array, another view or a pin of the mapping is alive, as with
+                `mmap.close`. Delete or release it first, or leave the closing to it: the mapping
+                ends with its last view.
         """
-        if not self.closed and self.exports == 0:
+        if not self.closed and self.exports == 0 and not discard:
             super().sync()
         if not self.closed:
-            self.unmap()
+            self.unmap(discard)
 
     def __enter__(self) -> Self:
         if self.closed:

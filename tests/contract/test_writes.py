@@ -20,6 +20,7 @@ from quire import _core
 from quire.testing import WriteContract, children
 from quire.testing.content import new_seed, random_content
 from quire.testing.pmaps import takes_system_calls, writable_pmaps
+from quire.testing.waiting import wait_until
 from quire.testing.write_model import WriteModel, same_bytes
 
 
@@ -276,3 +277,77 @@ def test_the_exit_of_a_forked_child_writes_nothing(tracked_pmap: str, tmp_path: 
 
 if __name__ == "__main__":
     children.main()
+
+
+def test_a_replaced_file_is_told(tracked_pmap: str, tmp_path: Path) -> None:
+    """What was written went where no name leads: the sync says so, and names both files."""
+    path = new_file(tmp_path)
+    mapping = quire.open(path, mode="r+", dtype="u1", pmap=tracked_pmap)
+    mapping.array[3] = 7
+    mapping.sync()
+    opened = path.stat().st_ino
+    (tmp_path / "other").write_bytes(bytes(mapping.size_bytes))
+    os.replace(tmp_path / "other", path)
+    mapping.array[4] = 8
+    for save in (mapping.sync, mapping.close):
+        with pytest.raises(quire.SyncError, match=r"was replaced.*discard=True") as caught:
+            save()
+        assert str(opened) in str(caught.value)
+        assert str(path.stat().st_ino) in str(caught.value)
+    assert mapping.array[:5].tolist() == [0, 0, 0, 7, 8]
+    assert not path.read_bytes().strip(b"\0")
+    path.unlink()  # who unlinks a file that is in use means it
+    mapping.close()
+
+
+def test_what_is_dirty_can_be_given_up(tracked_pmap: str, tmp_path: Path) -> None:
+    """A truncated file refuses its pages for ever, and with them the closing."""
+    path = new_file(tmp_path)
+    mapping = quire.open(path, mode="r+", dtype="u1", pmap=tracked_pmap)
+    mapping.array[:10] = 7
+    os.truncate(path, 100_000)
+
+    def is_refused() -> bool:
+        mapping.array[:10] = 9
+        try:
+            mapping.sync()
+        except quire.SyncError as error:
+            assert "call sync() again" in str(error)  # noqa: PT017
+            return True
+        return False
+
+    wait_until(is_refused, "the file is looked at once a millisecond")
+    with pytest.raises(quire.SyncError, match=r"truncated.*close\(discard=True\)"):
+        mapping.close()
+    view = mapping.array
+    with pytest.raises(BufferError, match="1 view"):
+        mapping.close(discard=True)
+    del view
+    mapping.close(discard=True)
+    assert mapping.closed
+    assert path.stat().st_size == 100_000
+    mapping.close(discard=True)
+
+
+def test_discarding_writes_nothing(tracked_pmap: str, tmp_path: Path) -> None:
+    path = new_file(tmp_path)
+    before = path.read_bytes()
+    mapping = quire.open(path, mode="r+", dtype="u1", pmap=tracked_pmap)
+    mapping.array[:] = 9
+    mapping.close(discard=True)
+    assert path.read_bytes() == before
+    with pytest.raises(quire.ClosedError):
+        _ = mapping.array
+
+
+def test_pins_are_told_from_views(tracked_pmap: str, tmp_path: Path) -> None:
+    mapping = quire.open(new_file(tmp_path), mode="r+", dtype="u1", pmap=tracked_pmap)
+    pin = mapping.pin(np.s_[:10])
+    with pytest.raises(BufferError, match=r"1 pin\(s\) are held; release"):
+        mapping.close()
+    part = pin.array
+    pin.release()
+    with pytest.raises(BufferError, match=r"1 view\(s\)"):
+        mapping.close()
+    del part
+    mapping.close()

@@ -3,6 +3,12 @@
 
 use crate::units::ByteOffset;
 
+/// What an error of the system says, without its number: errors carry that beside the words.
+pub fn words_of(error: &std::io::Error) -> String {
+    let words = error.to_string();
+    words.find(" (os error").map_or(words.clone(), |end| words[..end].to_owned())
+}
+
 /// Why a store could not give bytes. The numbers are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -96,7 +102,7 @@ impl StoreError {
             code: FaultCode::Io,
             offset,
             errno: error.raw_os_error(),
-            message: format!("{what}: {error}"),
+            message: format!("{what}: {}", words_of(error)),
         }
     }
 }
@@ -145,6 +151,6 @@ impl MapError {
     /// The error of the system call `call`, from the thread's errno.
     pub fn last(call: &'static str) -> Self {
         let error = std::io::Error::last_os_error();
-        MapError::Sys { call, errno: error.raw_os_error().unwrap_or(0), message: error.to_string() }
+        MapError::Sys { call, errno: error.raw_os_error().unwrap_or(0), message: words_of(&error) }
     }
 }

@@ -269,7 +269,11 @@ fn fail_stray_write(entry: &MapEntry, page: PageIndex, address: usize) {
 /// the error.
 #[allow(unsafe_code)]
 fn arm_or_fill(entry: &Arc<MapEntry>, address: usize) -> bool {
-    let message = if entry.writable {
+    let message = if entry.object.pager.swap().is_some() {
+        "anonymous memory and changes of mode \"c\" are not inherited by the child of a fork: make them \
+         in the child, and hand data over in a file, or in a copy (numpy.array) made before the fork"
+            .to_string()
+    } else if entry.writable {
         "a writable mapping is not inherited by the child of a fork, which would not see what its parent \
          writes: open it again in the child"
             .to_string()

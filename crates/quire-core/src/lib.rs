@@ -26,9 +26,11 @@
 //!
 //! # Lock order
 //!
-//! `runtime::RUNTIME` (held while threads are started and joined), then `space::SPACE`; all others are
-//! leaves, never held while a store is read: `MemoryObject::{policy, readahead, failure, filler, pins}`, those of `Dirty` (`syncing` is held over a whole sync),
-//! `FillPool`, `Standby::list`, `Granules::starts`, `Chunks::marks`, `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
+//! `runtime::RUNTIME` (held while threads are started and joined, and with it the lists of their handles), then
+//! `space::SPACE`; all others are leaves, never held while a store is read: `MemoryObject::{policy, readahead,
+//! failure, filler, pins}`, `Dirty::{scan, syncing, noted}` (`syncing` is held over a whole sync, `scan` over a scan),
+//! `Standby::list`, `Mapping::entry`, `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
+//! `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
 //! leaves. No lock of ours is ever held while user memory is touched, so a signal handler that resolves

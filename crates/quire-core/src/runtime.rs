@@ -13,7 +13,7 @@ use std::sync::{Arc, MutexGuard, Once};
 use crate::buffers;
 use crate::counters::RETIRED;
 use crate::daemon::Daemon;
-use crate::errors::MapError;
+use crate::errors::{MapError, words_of};
 use crate::fault;
 use crate::fill::FillPool;
 use crate::interrupt;
@@ -147,7 +147,7 @@ fn no_thread(error: &std::io::Error) -> MapError {
     MapError::Sys {
         call: "pthread_create",
         errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
-        message: error.to_string(),
+        message: words_of(error),
     }
 }
 

@@ -11,7 +11,7 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use quire_core::errors::MapError;
+use quire_core::errors::{MapError, words_of};
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
 use quire_core::pager::swap::SwapPager;
 use quire_core::pmap::Kind;
@@ -45,6 +45,7 @@ pub struct MappingBase {
     mapping: Mapping,
     store: Arc<dyn Store>,
     exports: AtomicUsize,
+    pins: AtomicUsize,
     unmapped: AtomicBool,
     /// The last view to go unmaps.
     leaving: AtomicBool,
@@ -99,7 +100,7 @@ impl MappingBase {
         let below = Arc::clone(&store);
         courier::enter().map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
-            let refused = MapError::Sys { call: "a thread", errno, message: error.to_string() };
+            let refused = MapError::Sys { call: "a thread", errno, message: words_of(&error) };
             errors::from_map(py, Some(store.label()), &refused)
         })?;
         let opened = py.detach(|| Mapping::open(below, &options).inspect_err(|_| courier::leave()));
@@ -108,6 +109,7 @@ impl MappingBase {
             mapping,
             store,
             exports: AtomicUsize::new(0),
+            pins: AtomicUsize::new(0),
             unmapped: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -166,15 +168,24 @@ impl MappingBase {
         self.exports.load(Ordering::Acquire)
     }
 
-    /// Unmaps; BufferError while buffers are exported.
-    fn unmap(&self, py: Python<'_>) -> PyResult<()> {
+    /// Unmaps; BufferError while buffers are exported. With `discard` nothing is written any more.
+    #[pyo3(signature = (discard=false))]
+    fn unmap(&self, py: Python<'_>, discard: bool) -> PyResult<()> {
         let exports = self.exports.load(Ordering::Acquire);
+        let pins = self.pins.load(Ordering::Acquire);
         if exports > 0 {
-            return Err(PyBufferError::new_err(format!(
-                "cannot close: {exports} view(s) of the mapping are alive; delete them first"
-            )));
+            return Err(PyBufferError::new_err(if pins > 0 {
+                format!("cannot close: {pins} pin(s) are held; release them, then delete what views are left")
+            } else {
+                format!("cannot close: {exports} view(s) of the mapping are alive; delete them first")
+            }));
         }
-        self.end(py)
+        if !discard {
+            return self.end(py);
+        }
+        self.store.close(); // refuses every write from here on
+        let _ = self.end(py); // says that there was something to write
+        Ok(())
     }
 
     /// Writes back the dirty pages of these bytes and makes them durable.
@@ -252,15 +263,19 @@ impl MappingBase {
 
     /// Keeps the pages of these bytes resident.
     fn pin_bytes(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
-        py.detach(|| self.mapping.pin(offset..offset.saturating_add(length))).map_err(|error| match error {
+        let pinned = py.detach(|| self.mapping.pin(offset..offset.saturating_add(length)));
+        pinned.map_err(|error| match error {
             PinError::Map(error) => errors::from_map(py, Some(self.store.label()), &error),
             PinError::Page(error) => errors::from_store(py, self.store.label(), &error),
-        })
+        })?;
+        self.pins.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Ends one `pin_bytes` of the same bytes.
     fn unpin_bytes(&self, py: Python<'_>, offset: u64, length: u64) {
         py.detach(|| self.mapping.unpin(offset..offset.saturating_add(length)));
+        self.pins.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Evicts the pages of these bytes; returns the bytes freed.

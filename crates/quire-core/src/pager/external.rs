@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, NoAnswer, Shape};
-use crate::errors::{FaultCode, OpenError, StoreError};
+use crate::errors::{FaultCode, OpenError, StoreError, words_of};
 use crate::interrupt;
 use crate::store::Store;
 use crate::sys::fork::ForkMutex;
@@ -265,7 +265,7 @@ impl Drop for ExternalStore {
 fn start(recipe: &Recipe, go_on: &mut dyn FnMut() -> bool) -> Result<(Arc<Channel>, Vec<u8>), OpenError> {
     let failed = |error: std::io::Error| OpenError::Io {
         errno: error.raw_os_error(),
-        message: format!("the pager process ({}) did not start: {error}", recipe.argv.join(" ")),
+        message: format!("the pager process ({}) did not start: {}", recipe.argv.join(" "), words_of(&error)),
     };
     let bytes = recipe_memory(&recipe.bytes).map_err(failed)?;
     Channel::start(&recipe.argv, &bytes, recipe.shape, recipe.timeout, go_on).map_err(failed)

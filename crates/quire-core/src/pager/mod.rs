@@ -131,7 +131,7 @@ impl Pager {
     /// # Errors
     /// What the store said, as `FaultCode::WriteBack`.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.store.sync().map_err(not_written)
+        self.store.sync().map_err(not_synced)
     }
 
     /// Writes `bytes` back at `offset`, but for what lies past the end of the data. A write is not
@@ -146,7 +146,7 @@ impl Pager {
             return pages.try_for_each(|(page, bytes)| swap.put(PageIndex(page), bytes)).map_err(not_written);
         }
         let rest = usize::try_from(self.store.size().0.saturating_sub(offset.0)).unwrap_or(usize::MAX);
-        self.store.write_at(offset, &bytes[..bytes.len().min(rest)]).map_err(not_written)
+        self.store.write_at(offset, &bytes[..bytes.len().min(rest)]).map_err(not_synced)
     }
 }
 
@@ -157,4 +157,14 @@ pub fn not_written(error: StoreError) -> StoreError {
     }
     let message = format!("a dirty page could not be written back: {}", error.message);
     StoreError { code: FaultCode::WriteBack, message, ..error }
+}
+
+/// As [`not_written`], with the ways out that there are when pages go to their source.
+fn not_synced(error: StoreError) -> StoreError {
+    let mut error = not_written(error);
+    if error.code == FaultCode::WriteBack {
+        error.message += "; what was written is in memory still: mend what is in the way and call sync() \
+                          again, or give it up with close(discard=True)";
+    }
+    error
 }

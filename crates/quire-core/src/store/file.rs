@@ -3,17 +3,17 @@
 //! Size, modification time and inode are noted at open. A read that meets the end too early, or
 //! finds the file modified (looked at no more than once a millisecond, the grain of most file
 //! systems' clocks is coarser), fails: pages of two versions are never mixed. A file that is
-//! *replaced* by rename stays the one that was opened. Of a file that is open for writing the
+//! *replaced* by rename stays the one that was opened; a sync of one fails, as no name leads to it. Of a file that is open for writing the
 //! modification time says nothing, as it is our own: only its length is looked at.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Store;
-use crate::errors::{FaultCode, OpenError, StoreError};
+use crate::errors::{FaultCode, OpenError, StoreError, words_of};
 use crate::sys::{process, thread::now_ns};
 use crate::units::{ByteCount, ByteOffset};
 
@@ -47,6 +47,8 @@ pub struct FileStore {
     file: File,
     writable: bool,
     label: String,
+    /// Its path from the root; none where the path is one of the process's own descriptors.
+    path: Option<PathBuf>,
     size: ByteCount,
     identity: Identity,
     looked_ns: AtomicU64,
@@ -75,7 +77,7 @@ impl FileStore {
         let label = path.display().to_string();
         let refused = |error: io::Error| OpenError::Io {
             errno: error.raw_os_error(),
-            message: format!("cannot open {label}: {error}"),
+            message: format!("cannot open {label}: {}", words_of(&error)),
         };
         // O_NONBLOCK: a pipe without a writer would make open(2) wait for one.
         let mut options = OpenOptions::new();
@@ -98,6 +100,7 @@ impl FileStore {
             size: ByteCount(size),
             identity: Identity::of(&metadata),
             label,
+            path: std::path::absolute(path).ok().filter(|path| !names_descriptor(path)),
             looked_ns: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -134,6 +137,23 @@ impl FileStore {
         Ok(())
     }
 
+    /// Fails when the path leads to another file by now. One that leads nowhere was unlinked, and who
+    /// does that means it.
+    fn require_same(&self) -> Result<(), StoreError> {
+        let found = self.path.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let Some(found) = found.map(|metadata| Identity::of(&metadata)) else { return Ok(()) };
+        let opened = &self.identity;
+        if (found.device, found.inode) == (opened.device, opened.inode) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} was replaced: inode {} was opened and took what was written, and the path names inode {} \
+             now; copy the array to a new file, or open the new one and write there",
+            self.label, opened.inode, found.inode
+        );
+        Err(StoreError::new(FaultCode::Changed, ByteOffset(0), message))
+    }
+
     fn require_open(&self, offset: ByteOffset) -> Result<(), StoreError> {
         if self.closed.load(Ordering::Acquire) {
             let message = format!("{} is closed: open it again", self.label);
@@ -145,6 +165,11 @@ impl FileStore {
     fn io_error(&self, offset: ByteOffset, error: &io::Error) -> StoreError {
         StoreError::from_io(offset, &format!("reading {}", self.label), error)
     }
+}
+
+/// Whether a path is that of a descriptor, which names another file when it is used again.
+fn names_descriptor(path: &Path) -> bool {
+    path.starts_with("/proc") || path.starts_with("/dev/fd")
 }
 
 impl Store for FileStore {
@@ -204,7 +229,8 @@ impl Store for FileStore {
         let failed =
             |error| StoreError::from_io(ByteOffset(0), &format!("synchronising {}", self.label), &error);
         self.require_open(ByteOffset(0))?;
-        self.file.sync_data().map_err(failed)
+        self.file.sync_data().map_err(failed)?;
+        self.require_same()
     }
 
     fn bytes_fetched(&self) -> u64 {
@@ -265,6 +291,23 @@ mod tests {
         let mut buf = [0; 3];
         store.read_at(ByteOffset(8997), &mut buf).unwrap();
         assert_eq!(&buf, b"\x01ab");
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_not_synchronised() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a"), folder.path().join("b"));
+        std::fs::write(&path, [1; 9]).unwrap();
+        std::fs::write(&other, [2; 9]).unwrap();
+        let store = FileStore::open_writable(&path).unwrap();
+        store.write_at(ByteOffset(0), b"x").unwrap();
+        store.sync().unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let error = store.sync().unwrap_err();
+        assert_eq!(error.code, FaultCode::Changed);
+        assert!(error.message.contains("was replaced"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        store.sync().unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::errors::OpenError;
+use crate::errors::{OpenError, words_of};
 use crate::sys::swap_file;
 
 /// All I/O of a swap passes this trait, so that a test can fail or shorten any call.
@@ -69,7 +69,7 @@ pub(super) fn open(folder: Option<&Path>) -> Result<(File, PathBuf), OpenError> 
     }
     let errno = refusals.first().and_then(|(_, error)| error.raw_os_error());
     let said: Vec<String> =
-        refusals.iter().map(|(folder, error)| format!("{}: {error}", folder.display())).collect();
+        refusals.iter().map(|(folder, error)| format!("{}: {}", folder.display(), words_of(error))).collect();
     let message = format!(
         "cannot make a swap file ({}); name a folder on a disk that you may write to",
         said.join("; ")

@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::buffers;
-use crate::errors::{FaultCode, MapError, OpenError, StoreError};
+use crate::errors::{FaultCode, MapError, OpenError, StoreError, words_of};
 use crate::sys::fork::ForkMutex;
 use crate::sys::locked::OwnerMark;
 use crate::units::{ByteCount, ByteOffset};
@@ -104,7 +104,7 @@ impl Swap {
     ) -> Result<Self, OpenError> {
         let owner = OwnerMark::new().map_err(|error| OpenError::Io {
             errno: error.raw_os_error(),
-            message: format!("cannot map a page for the swap in {}: {error}", folder.display()),
+            message: format!("cannot map a page for the swap in {}: {}", folder.display(), words_of(&error)),
         })?;
         Ok(Swap {
             file,
@@ -303,8 +303,9 @@ impl Swap {
             if is_disk_full(&error) {
                 let (folder, limit) = (self.folder.display(), self.limit());
                 let message = format!(
-                    "swap is full: the disk of {folder} has no room left ({error}), within the limit of \
-                     {limit} bytes; free space there, or swap to a folder on another disk"
+                    "swap is full: the disk of {folder} has no room left ({}), within the limit of \
+                     {limit} bytes; free space there, or swap to a folder on another disk",
+                    words_of(&error)
                 );
                 return full(at, message);
             }
@@ -344,7 +345,6 @@ impl Swap {
         Ok(())
     }
 
-    /// Gives back disk space of freed slots when `least` blocks or more still take some; whether it did.
     /// Gives all disk space back at once, when no slot will be read any more: the file itself ends with
     /// `self`.
     pub fn end(&self) {
@@ -354,6 +354,7 @@ impl Swap {
         }
     }
 
+    /// Gives back disk space of freed slots when `least` blocks or more still take some; whether it did.
     fn give_back(&self, least: u64) -> bool {
         if !self.punches.load(Ordering::Relaxed) {
             return false;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::errors::OpenError;
+use crate::errors::{OpenError, words_of};
 use crate::sys::locked::Locked;
 
 pub(super) const NONCE_BYTES: usize = NONCE_LEN;
@@ -31,8 +31,9 @@ impl Sealer {
         let refused = |error: io::Error| OpenError::Io {
             errno: error.raw_os_error(),
             message: format!(
-                "cannot keep the key of an encrypted swap in locked memory: {error}; allow a few KiB more \
-                 of it (ulimit -l), or open the swap without encryption"
+                "cannot keep the key of an encrypted swap in locked memory: {}; allow a few KiB more \
+                 of it (ulimit -l), or open the swap without encryption",
+                words_of(&error)
             ),
         };
         let mut prefix = [0; 4];

@@ -55,7 +55,17 @@ pub fn reserve(len: usize, prot: i32) -> Result<Range, MapError> {
     // SAFETY: a new mapping at an address the kernel chooses touches no existing memory.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, ANONYMOUS, -1, 0) };
     if at == libc::MAP_FAILED {
-        return Err(MapError::last("mmap"));
+        return Err(match MapError::last("mmap") {
+            MapError::Sys { call, errno: libc::ENOMEM, message } => MapError::Sys {
+                call,
+                errno: libc::ENOMEM,
+                message: format!(
+                    "{message}: {len} bytes of addresses are refused; map less, raise RLIMIT_AS (ulimit -v), \
+                     or, where vm.overcommit_memory is 2, set it to 0 (a process has 128 TiB at most)"
+                ),
+            },
+            error => error,
+        });
     }
     Ok(Range { start: at as usize, len })
 }

@@ -22,5 +22,5 @@ pub fn errno() -> i32 {
 
 /// What the system says of an errno.
 pub fn errno_message(errno: i32) -> String {
-    std::io::Error::from_raw_os_error(errno).to_string()
+    crate::errors::words_of(&std::io::Error::from_raw_os_error(errno))
 }
