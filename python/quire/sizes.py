@@ -25,6 +25,12 @@ BYTES_OF_UNIT = {
     "t": 1 << 40,
     "tb": 10**12,
     "tib": 1 << 40,
+    "p": 1 << 50,
+    "pb": 10**15,
+    "pib": 1 << 50,
+    "e": 1 << 60,
+    "eb": 10**18,
+    "eib": 1 << 60,
 }
 SIZE_BYTES_MAX = (1 << 63) - 1
 
@@ -46,9 +52,15 @@ def parse_size(size: SizeLike, *, name: str = "size") -> int:
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         unit = match[2].lower() if match else None
+        if size == "auto":
+            raise ValueError(
+                '"auto" is for all mappings of the process together: quire.set_budget("auto"); '
+                f"the {name} here is a size or left out"
+            )
         if match is None or unit not in BYTES_OF_UNIT:
             raise ValueError(
-                f'{name} {size!r} is no size: give bytes as an int or text such as "64 MiB"'
+                f'{name} {size!r} is no size: give bytes as an int or text such as "64 MiB" '
+                "(units: B; kB, MB, GB, TB, PB, EB; KiB, MiB, GiB, TiB, PiB, EiB)"
             )
         number = match[1].replace("_", "").replace(",", "")
         scale = BYTES_OF_UNIT[unit]
@@ -75,7 +87,8 @@ def format_size(size_bytes: int) -> str:
     """
     if size_bytes < 1 << 10:
         return f"{size_bytes} bytes" if size_bytes != 1 else "1 byte"
-    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
+    for unit in ("EiB", "PiB", "TiB", "GiB", "MiB"):
+        scale = BYTES_OF_UNIT[unit.lower()]
         if size_bytes >= scale:
             return f"{size_bytes / scale:.1f} {unit}"
     return f"{size_bytes / (1 << 10):.1f} KiB"

@@ -10,6 +10,9 @@ from quire.sizes import format_size
 __all__ = ["Statistics", "statistics"]
 
 
+UNLIMITED_BYTES = (1 << 64) - 1
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Counters of one mapping, or of all mappings of the process, present and past.
@@ -105,7 +108,7 @@ class Statistics:
         return self.readahead_hits / decided if decided else None
 
     def __str__(self) -> str:
-        rows = [(name.replace("_", " "), _worded(name, n)) for name, n in asdict(self).items()]
+        rows = [(_label(name), _worded(name, n)) for name, n in asdict(self).items()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {worded}" for name, worded in rows)
 
@@ -120,7 +123,14 @@ def statistics() -> Statistics:
     return Statistics(**_core.statistics())
 
 
+def _label(name: str) -> str:
+    """A field's name without its unit, which `_worded` says."""
+    return " ".join(word for word in name.split("_") if word not in ("bytes", "ns"))
+
+
 def _worded(name: str, number: int) -> str:
+    if name == "budget_bytes" and number == UNLIMITED_BYTES:
+        return "none but that of the process"
     if name.startswith("fault_ns") or name.endswith("_stall_ns"):
         return f"{number / 1e3:,.1f} us"
     is_bytes = name.endswith("_bytes") or name == "bytes_fetched"

@@ -19,10 +19,18 @@ from quire.sizes import format_size, parse_size
         ("1_000 kB", 10**6),
         ("1,000 B", 1000),
         ("3TiB", 3 << 40),
+        ("2 PiB", 2 << 50),
+        ("1 EiB", 1 << 60),
+        ("1.5 PB", 1_500_000 * 10**9),
     ],
 )
 def test_text(text, size_bytes):
     assert parse_size(text) == size_bytes
+
+
+def test_auto_is_the_processs():
+    with pytest.raises(ValueError, match=r'quire.set_budget\("auto"\); the budget here'):
+        parse_size("auto", name="budget")
 
 
 def test_numpy_integers_are_integers():

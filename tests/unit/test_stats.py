@@ -31,9 +31,17 @@ def test_text_has_a_line_and_a_unit_for_each():
     values = {field.name: 2048 for field in dataclasses.fields(Statistics)}
     lines = str(Statistics(**values)).splitlines()
     assert len(lines) == len(values)
-    assert "fault ns p50         2.0 us" in lines
-    assert "bytes fetched        2.0 KiB" in lines
-    assert "faults               2,048" in lines
+    assert "fault p50           2.0 us" in lines
+    assert "room stall          2.0 us" in lines
+    assert "fetched             2.0 KiB" in lines
+    assert "faults              2,048" in lines
+    assert len({line[:18] for line in lines}) == len(lines)
+
+
+def test_a_mapping_without_a_budget_of_its_own_says_so(rows_file):
+    with quire.open(rows_file) as mapping:
+        assert "budget              none but that of the process" in str(mapping.statistics())
+    assert "none" not in str(quire.statistics())
 
 
 def test_counts_of_a_mapping_and_of_the_process(rows_file, rows):
