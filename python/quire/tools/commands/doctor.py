@@ -76,13 +76,14 @@ def advice(facts: dict[str, Any]) -> list[str]:
 def _text(facts: dict[str, Any]) -> list[str]:
     yes = {True: "yes", False: "no"}
     header = ("pmap", "works", "default", "pointer", "system calls", "why not")
+    quires = "by quire" if facts["exports_unwatched"] is None else "no"
     rows = [
         (
             row["name"],
             yes[row["works"]],
             yes[row["default"]],
             yes[row["pointer"]],
-            yes[row["system_calls"]],
+            "yes" if row["system_calls"] else quires if row["pointer"] else "no",
             "" if row["works"] else row["reason"],
         )
         for row in facts["pmaps"]
@@ -100,7 +101,7 @@ def _text(facts: dict[str, Any]) -> list[str]:
         ("vm.unprivileged_userfaultfd", facts["unprivileged_userfaultfd"] or "not there"),
         (str(DEVICE), facts["userfaultfd_device"]),
         ("seccomp", facts["seccomp"]),
-        ("system calls on arrays", _exports(facts["exports_unwatched"])),
+        ("system calls by quire", _exports(facts["exports_unwatched"])),
     ]
     width = max(len(name) for name, _ in named)
     lines += ["", *(f"{name:<{width}}  {value}" for name, value in named), ""]
@@ -113,8 +114,10 @@ def _text(facts: dict[str, Any]) -> list[str]:
 
 
 def _exports(reason: str | None) -> str:
-    """Whether pages are brought in for them where the pmap takes none."""
-    return "pages are brought in" if reason is None else f"only on resident pages: {reason}"
+    """Whether pages are brought in for them where the kernel cannot."""
+    if reason is None:
+        return "an array's pages are brought in before them, up to 64 MiB; pin what is longer"
+    return f"not here, pin what they use: {reason}"
 
 
 def _device() -> str:

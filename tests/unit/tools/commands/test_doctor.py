@@ -1,4 +1,5 @@
 import json
+import re
 
 from quire import _core
 from quire.tools.cli import main
@@ -33,6 +34,21 @@ def test_table(capsys):
         assert row["name"] in out
     for fact in ("kernel", "page", "budget", "vm.unprivileged_userfaultfd", "seccomp"):
         assert fact in out
+
+
+def test_who_serves_system_calls(monkeypatch, capsys):
+    """One story, in the table and below it."""
+    rows = [WORKING, WORKING | {"name": "guard", "system_calls": False}]
+    rows.append(WORKING | {"name": "soft", "system_calls": False, "pointer": False})
+    monkeypatch.setattr(_core, "probe", lambda: rows)
+    for reason, word in ((None, "by quire"), ("numpy is another", "no")):
+        monkeypatch.setattr(_core, "watch_exports", lambda reason=reason: reason)
+        main(["doctor"])
+        out = capsys.readouterr().out
+        told = {line.split()[0]: re.split(r"  +", line)[4] for line in out.splitlines()[1:4]}
+        assert told == {"inline": "yes", "guard": word, "soft": "no"}
+        said = next(line for line in out.splitlines() if line.startswith("system calls by quire"))
+        assert ("not here" in said) == (reason is not None)
 
 
 def test_remedies_of_what_is_better_than_the_default(monkeypatch, capsys):
