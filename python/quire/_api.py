@@ -68,7 +68,9 @@ def open(
         source: a path; a URL (`file`, `http`, `https`, `s3`, `gs`, `az`, or any that fsspec
             knows); or an object of your own subclass of `quire.Store`.
         mode: as in `numpy.memmap`: "r" maps read-only; "r+" writes back to the source what is
-            written to the array, at `Mapping.sync` and when pages are evicted; "w+" makes the file
+            written to the array, at `Mapping.sync` and when pages are evicted (whole granules, or
+            hardware pages: map a file for writing once, as two such mappings undo each other's
+            writes); "w+" makes the file
             first, of this ``dtype`` and ``shape``, with a header where its name ends in ".npy";
             "c" (copy-on-write) keeps what is written in this mapping, and in its swap file.
         dtype: type of the elements of raw bytes.
@@ -109,11 +111,7 @@ def open(
     _require_patience(timeout, retries)
     budget_bytes = None if budget is None else parse_size(budget, name="budget")
     granule_bytes = None if granule is None else parse_size(granule, name="granule")
-    if swap is not None and mode != "c":
-        raise ModeError(
-            f'swap= says where changed pages of mode "c" go, and mode "{mode}" keeps none: leave '
-            "it out"
-        )
+    _require_use_of(swap, mode)
     raw = RawShape(dtype, shape, offset, order)
     how: dict[str, Any] = {
         "budget_bytes": budget_bytes,
@@ -256,6 +254,14 @@ def mapping_of(array: np.ndarray[Any, Any]) -> Mapping:
     if base is None:
         raise ValueError("the array is no view of a quire mapping")
     return base
+
+
+def _require_use_of(swap: Swap | None, mode: str) -> None:
+    if swap is not None and mode != "c":
+        raise ModeError(
+            f'swap= says where changed pages of mode "c" go, and mode "{mode}" keeps none: leave '
+            "it out"
+        )
 
 
 def _require_patience(timeout: float, retries: int) -> None:

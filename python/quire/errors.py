@@ -189,7 +189,8 @@ class SyncError(DeliveredError):
 
     Nothing is lost: the array holds what was written to it. Free space or mend the disk and call
     `quire.Mapping.sync` again, which writes it again; or give it up with
-    ``mapping.close(discard=True)``. ``offset`` is that of the write that failed, ``errno`` says why.
+    ``mapping.close(discard=True)``. ``offset`` is that of the write that failed, ``errno``
+    says why.
     """
 
 

@@ -262,6 +262,7 @@ class Mapping(_core.MappingBase):
         Raises:
             ValueError: no such advice, or an index with advice about the whole mapping.
             quire.SyncError: as `evict`.
+            quire.PmapError: "willneed" or "dontneed" where the pmap is "soft", which has no array.
             TypeError: the index makes a copy of what it selects.
         """
         if advice in ("normal", "sequential", "random"):
@@ -289,6 +290,7 @@ class Mapping(_core.MappingBase):
         budget pushes out what came before. The future raises what a touch would have raised.
 
         Raises:
+            quire.PmapError: the pmap is "soft", which has no array.
             TypeError: the index makes a copy of what it selects.
 
         >>> import numpy, quire
@@ -309,6 +311,7 @@ class Mapping(_core.MappingBase):
         "wp-async" they count as written.
 
         Raises:
+            quire.PmapError: the pmap is "soft", which has no array.
             quire.BudgetError: the budget cannot hold what is pinned and pages in flight beside it.
             quire.PageIOError: a page could not be had.
             TypeError: the index makes a copy of what it selects.
@@ -330,6 +333,7 @@ class Mapping(_core.MappingBase):
 
         Raises:
             quire.SyncError, quire.SwapFullError: a dirty page could not be written; it stays.
+            quire.PmapError: the pmap is "soft", which has no array.
             TypeError: the index makes a copy of what it selects.
         """
         _, offset, length = self._part(index)

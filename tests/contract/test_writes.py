@@ -287,7 +287,7 @@ def test_a_replaced_file_is_told(tracked_pmap: str, tmp_path: Path) -> None:
     mapping.sync()
     opened = path.stat().st_ino
     (tmp_path / "other").write_bytes(bytes(mapping.size_bytes))
-    os.replace(tmp_path / "other", path)
+    (tmp_path / "other").replace(path)
     mapping.array[4] = 8
     for save in (mapping.sync, mapping.close):
         with pytest.raises(quire.SyncError, match=r"was replaced.*discard=True") as caught:

@@ -158,7 +158,7 @@ def test_a_length_that_the_system_refuses_leaves_the_file_that_is_there(rows_fil
 
 def test_swap_is_for_mode_c(rows_file):
     for mode in ("r", "r+"):
-        with pytest.raises(quire.ModeError, match='swap= .* mode "c"'):
+        with pytest.raises(quire.ModeError, match=r'swap= .* mode "c"'):
             quire.open(rows_file, mode=mode, swap=quire.Swap(limit="1 MiB"))
 
 
