@@ -59,15 +59,36 @@ def test_imports_point_down(path: Path) -> None:
     assert {name for name in used & rows.keys() if rows[name] < own} == set()
 
 
+def sleeps_of(source: str) -> list[int]:
+    """Lines that sleep, or import what does."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            of, _, named = ast.unparse(node.func).rpartition(".")
+            named = "" if of == "asyncio" else named  # that one waits to be cancelled
+        elif isinstance(node, ast.ImportFrom):
+            named = "sleep" if "sleep" in {alias.name for alias in node.names} else ""
+        else:
+            continue
+        if named == "sleep":
+            lines.append(node.lineno)
+    return lines
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=str)
 def test_tests_wait_for_conditions(path: Path) -> None:
-    calls = [
-        node.func
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    ]
-    slept = [call.lineno for call in calls if ast.unparse(call) in {"time.sleep", "sleep"}]
-    assert slept == []
+    assert sleeps_of(path.read_text()) == []
+
+
+def test_every_sleep_is_seen() -> None:
+    for source in (
+        "import time\ntime.sleep(1)",
+        "import time as t\nt.sleep(1)",
+        "pass\nfrom time import sleep as nap",
+        "pass\nsleep(1)",
+    ):
+        assert sleeps_of(source) == [2]
+    assert sleeps_of("asleep(1)\nsleep = 1") == []
 
 
 def test_links_of_documents_lead_somewhere() -> None:
