@@ -1,3 +1,4 @@
+import errno
 import gc
 import os
 import pickle
@@ -255,3 +256,43 @@ def test_resident_counts_granules(rows_file):
         deadline = time.monotonic() + 10
         while not all(mapping.resident()):  # the last fill is entered after its page is there
             assert time.monotonic() < deadline
+
+
+def test_offsets_count_from_the_start(tmp_path):
+    with quire.open(tmp_path / "new", mode="w+", shape=100, dtype="u1") as mapping:
+        uses = (
+            lambda: mapping.read(-1),
+            lambda: mapping.read(0, -1),
+            lambda: mapping.read(1 << 70, 1),
+            lambda: mapping.readinto(bytearray(5), -5),
+            lambda: mapping.readinto(bytearray(5), 96),
+            lambda: mapping.write(b"abc", -3),
+            lambda: mapping.write(b"abc", 98),
+        )
+        for use in uses:
+            with pytest.raises(ValueError, match="do not lie in a mapping of 100: offsets count"):
+                use()
+        assert (mapping.read(100), mapping.read(0)) == (b"", bytes(100))
+        with pytest.raises(ValueError, match="do not lie"):
+            mapping.read(101)
+
+
+def test_auto_is_no_budget_of_a_mapping(rows_file):
+    with pytest.raises(ValueError, match=r"quire\.set_budget"):
+        quire.open(rows_file, budget="auto")
+    with quire.open(rows_file) as mapping, pytest.raises(ValueError, match=r"quire\.set_budget"):
+        mapping.set_budget("auto")
+
+
+def test_what_has_no_addresses_says_what_to_do():
+    with pytest.raises(quire.Error, match=r"RLIMIT_AS.*overcommit") as caught:
+        quire.anonymous("127.9 TiB")
+    assert caught.value.errno == errno.ENOMEM
+    assert str(caught.value).count("ENOMEM") == 1
+    assert "os error" not in str(caught.value)
+
+
+def test_an_error_says_its_number_once(tmp_path):
+    with pytest.raises(quire.SourceError) as caught:
+        quire.open(tmp_path / "absent")
+    assert str(caught.value).endswith("absent: No such file or directory (ENOENT)")
