@@ -352,6 +352,7 @@ def _require_writable(store: _core.Store, mode: str) -> None:
     if mode == "r+" and store.read_only is not None:
         raise ModeError(
             f'mode "{mode}" needs a source that can be written, and this one cannot: '
-            f'{store.read_only}; open with mode "r" and copy what you want to change',
+            f'{store.read_only}; mode "c" keeps changes in memory and swap, or open with mode "r" '
+            "and copy what you want to change",
             source=store.label,
         )

@@ -368,6 +368,10 @@ impl Store for ZstdStore {
         self.inner.label()
     }
 
+    fn read_only(&self) -> Option<String> {
+        Some("its bytes are compressed, with zstd".into())
+    }
+
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), StoreError> {
         if buf.is_empty() {
             return Ok(());
