@@ -115,7 +115,6 @@ def test_evicted_pages_are_written_first(pmap: str, path: Path) -> None:
     with open_numbers(path, pmap, mode="r+") as mapping:
         array = mapping.array
         array[:1000] = -1
-        assert mapping.evict(np.s_[:100_000]) > 0
         # A page whose thread goes on already may still be on its way: it is left.
         wait_until(lambda: gone(mapping, np.s_[:90_000]), "the pages are evicted")
         assert (array[:1000] == -1).all()

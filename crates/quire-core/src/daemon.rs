@@ -143,7 +143,7 @@ pub fn shrink() {
         }
         let mut all = SPACE.all();
         all.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.object.account.used()));
-        if !all.iter().any(|(entry, _)| pageout::evict(entry, over).0.0 > 0) {
+        if !all.iter().any(|(entry, _)| pageout::shrink(entry, over)) {
             return;
         }
     }

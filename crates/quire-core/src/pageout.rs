@@ -137,6 +137,12 @@ pub fn evict(entry: &MapEntry, target: ByteCount) -> (ByteCount, Result<(), Stor
     (ByteCount(freed.0 - grow_standby(entry, spare).0), result)
 }
 
+/// As [`evict`], for who lowers a budget; false where nothing goes. A policy may spare once what was just
+/// touched, lest a thread never gets to read it: that is no reason to leave it here.
+pub fn shrink(entry: &MapEntry, target: ByteCount) -> bool {
+    (0..2).any(|_| evict(entry, target).0.0 > 0)
+}
+
 /// Removes pages that the caller has moved to EVICTING, written back where they are dirty; they stand by
 /// where the caller wants them `kept`. Returns the bytes freed.
 pub fn evict_claimed(
