@@ -16,41 +16,10 @@
  *
  * cc -O2 -o floor floor.c -lpthread;  cc -O2 -shared -fPIC -o floor.so floor.c -lpthread
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
+#include "floor.h"
 
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#ifndef UFFD_FEATURE_SIGBUS
-#define UFFD_FEATURE_SIGBUS (1 << 7)
-#endif
-#define PAGE_BYTES 4096UL
-#define WORDS_OF_PAGE (PAGE_BYTES / 8)
 #define GRANULE_MAX (1UL << 16)
 #define THREADS_MAX 8
-
-static uint64_t now_ns(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
 
 /* The first CPUs that this thread may use, at most `most`; how many there are. */
 static int allowed_cpus(int *cpus, int most) {

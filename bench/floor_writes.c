@@ -10,36 +10,13 @@
  *
  * cc -O2 -o floor_writes floor_writes.c
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
+#include "floor.h"
 
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#ifndef UFFD_FEATURE_SIGBUS
-#define UFFD_FEATURE_SIGBUS (1 << 7)
-#endif
 #ifndef UFFDIO_MOVE
 #define UFFD_FEATURE_MOVE (1 << 16)
 struct uffdio_move { uint64_t dst, src, len, mode; int64_t move; };
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
 #endif
-#define PAGE_BYTES 4096UL
-#define WORDS_OF_PAGE (PAGE_BYTES / 8)
 
 static int uffd, file;
 static unsigned char *base, *frames;
@@ -49,12 +26,6 @@ static uint64_t *resident, resident_count, budget;
 static void fail(const char *what) {
     perror(what);
     exit(1);
-}
-
-static uint64_t now_ns(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static void move(unsigned char *to, unsigned char *from) {

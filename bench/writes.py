@@ -39,7 +39,7 @@ WARM_COUNT = 20_000
 BATCH_COUNT = 5_000
 DIRTY_PAGES = 1_000
 RATE_LIMIT = 150.0
-# The floor has no page states, locks, policy or errors: as fast as it is fast enough.
+# The floor has no page states, locks, policy or errors: who is as fast is fast enough.
 FLOOR_TIMES = 1.0
 PMAPS = ("uffd", "inline")
 KINDS = ("file", "anonymous")

@@ -88,6 +88,16 @@ def test_a_budget_does_not_go_below_what_is_pinned(pmap: str, path: Path) -> Non
         assert mapping.statistics().resident_bytes <= 4 * MIB
 
 
+def test_a_lowered_budget_takes_pages_that_were_just_touched(pmap: str, path: Path) -> None:
+    """CLOCK spares the pages of a small circle once, when all of them are new."""
+    with open_numbers(path, pmap, budget="192 KiB", granule=16384) as mapping:
+        mapping.advise("random")
+        mapping.array[:: 16384 // 8].sum()
+        assert mapping.statistics().resident_bytes > 96 << 10
+        mapping.set_budget("96 KiB")
+        assert mapping.statistics().resident_bytes <= 96 << 10
+
+
 def test_pins_of_all_mappings_fit_the_budget_of_the_process(pmap: str, path: Path) -> None:
     with (
         open_numbers(path, pmap, granule="64 KiB") as one,

@@ -254,7 +254,7 @@ fn choose(entry: &MapEntry, target: ByteCount) -> (Vec<(PageIndex, Range)>, Byte
     }
     if entry.huge {
         // Neighbours of those that the policy gave up went with them.
-        policy.retain(&mut |page| matches!(object.pages.state(page), PageState::Resident | PageState::Held));
+        policy.retain(&mut |page| is_here(page));
     }
     object.note_policy(&**policy);
     (victims, chosen)

@@ -124,11 +124,6 @@ impl Space {
         PAGE_CACHE.account.set_floor(least_budget(&entries));
     }
 
-    /// What the open mappings need to make progress.
-    pub fn least_budget(&self) -> ByteCount {
-        least_budget(&self.entries.read())
-    }
-
     /// All entries now, in use as in [`Space::find`].
     pub fn all(&self) -> Vec<(Arc<MapEntry>, InFlight)> {
         self.entries.read().values().map(|entry| (Arc::clone(entry), entry.object.enter())).collect()

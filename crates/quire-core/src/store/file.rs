@@ -3,8 +3,9 @@
 //! Size, modification time and inode are noted at open. A read that meets the end too early, or
 //! finds the file modified (looked at no more than once a millisecond, the grain of most file
 //! systems' clocks is coarser), fails: pages of two versions are never mixed. A file that is
-//! *replaced* by rename stays the one that was opened; a sync of one fails, as no name leads to it. Of a file that is open for writing the
-//! modification time says nothing, as it is our own: only its length is looked at.
+//! *replaced* by rename stays the one that was opened; a sync of one fails, as no name leads to it. Of
+//! a file that is open for writing the modification time says nothing, as it is our own: only its
+//! length is looked at.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};

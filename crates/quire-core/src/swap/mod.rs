@@ -20,10 +20,8 @@
 //!
 //! **Fork.** Swap, file and key are the parent's. [`Swap::after_fork_in_child`] makes it usable in the
 //! child for reading: [`Swap::get`] works there for as long as the parent has not freed the slot, since
-//! freed blocks are used for other pages. So the parent must keep the slots of pages that a child
-//! still needs, or the child must take them all before the parent goes on. In the child
-//! [`Swap::put`] is refused (it would overwrite the parent's pages, and use a nonce twice) and
-//! [`Swap::free`] does nothing; its own pages go to a swap of its own ([`Swap::reopen_in_child`]).
+//! freed blocks are used for other pages. [`Swap::put`] is refused there (it would overwrite the
+//! parent's pages, and use a nonce twice), and [`Swap::free`] does nothing.
 
 mod codec;
 mod file;
@@ -32,7 +30,7 @@ mod slots;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::buffers;
 use crate::errors::{FaultCode, MapError, OpenError, StoreError, words_of};
@@ -73,9 +71,8 @@ pub struct SwapOptions {
 pub struct Swap {
     file: Box<dyn SwapFile>,
     /// What it was opened with; the folder is the one that was chosen.
-    options: SwapOptions,
     folder: PathBuf,
-    limit: AtomicU64,
+    limit: ByteCount,
     slots: ForkMutex<Slots>,
     codec: Codec,
     owner: OwnerMark,
@@ -108,9 +105,8 @@ impl Swap {
         })?;
         Ok(Swap {
             file,
-            options: SwapOptions { folder: Some(folder.clone()), ..options.clone() },
             folder,
-            limit: AtomicU64::new(options.limit.0),
+            limit: options.limit,
             slots: ForkMutex::new(Slots::default()),
             codec: Codec::new(options.compression, options.encrypt)?,
             owner,
@@ -227,12 +223,7 @@ impl Swap {
 
     /// Bytes of slots that may be in use.
     pub fn limit(&self) -> ByteCount {
-        ByteCount(self.limit.load(Ordering::Relaxed))
-    }
-
-    /// Changes the limit. With more than that in use, puts are refused until enough is freed.
-    pub fn set_limit(&self, limit: ByteCount) {
-        self.limit.store(limit.0, Ordering::Relaxed);
+        self.limit
     }
 
     /// Where the file is.
@@ -264,14 +255,6 @@ impl Swap {
         }
     }
 
-    /// An empty swap of the child's own, with the same options and the limit as it is now; a new key.
-    ///
-    /// # Errors
-    /// As [`Swap::open`].
-    pub fn reopen_in_child(&self) -> Result<Swap, OpenError> {
-        Swap::open(&SwapOptions { limit: self.limit(), ..self.options.clone() })
-    }
-
     fn allocate(&self, blocks: u64) -> Result<Run, StoreError> {
         let limit = self.limit();
         let mut slots = self.slots.lock();
@@ -281,7 +264,7 @@ impl Swap {
         run.ok_or_else(|| {
             let message = format!(
                 "swap is full: {used} of at most {limit} bytes in {} are in use and a page needs {} more; \
-                 raise the limit, or close mappings or delete arrays that are swapped out",
+                 give a larger limit (quire.Swap), or close mappings or delete arrays that are swapped out",
                 self.folder.display(),
                 blocks * BLOCK_BYTES
             );
