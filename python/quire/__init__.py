@@ -41,6 +41,9 @@ from quire.errors import (
 
 if TYPE_CHECKING:
     from quire._api import anonymous, budget, empty, mapping_of, open, set_budget
+    from quire._map import map
+    from quire.kernel_mapping import KernelMapping
+    from quire.map_flags import MapFlag
     from quire.mapping import Mapping
     from quire.packing import PackResult, pack
     from quire.stats import Statistics, statistics
@@ -56,6 +59,8 @@ __all__ = [
     "Error",
     "FormatError",
     "InterruptedPageError",
+    "KernelMapping",
+    "MapFlag",
     "Mapping",
     "ModeError",
     "PackResult",
@@ -74,6 +79,7 @@ __all__ = [
     "anonymous",
     "budget",
     "empty",
+    "map",
     "mapping_of",
     "open",
     "pack",
@@ -82,6 +88,8 @@ __all__ = [
 ]
 
 MODULE_OF_NAME = {
+    "KernelMapping": "quire.kernel_mapping",
+    "MapFlag": "quire.map_flags",
     "Mapping": "quire.mapping",
     "PackResult": "quire.packing",
     "Statistics": "quire.stats",
@@ -90,6 +98,7 @@ MODULE_OF_NAME = {
     "anonymous": "quire._api",
     "budget": "quire._api",
     "empty": "quire._api",
+    "map": "quire._map",
     "mapping_of": "quire._api",
     "open": "quire._api",
     "pack": "quire.packing",

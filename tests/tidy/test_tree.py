@@ -22,12 +22,12 @@ FUNCTION_LINES_MAX = 70
 # From the top; a module may import those of its own row and of the rows below it.
 LAYERS = (
     ("tools", "testing"),
-    ("_api", "packing"),
-    ("creation",),
+    ("_api", "_map", "packing"),
+    ("creation", "kernel_mapping"),
     ("mapping", "stats"),
     ("pager", "store"),
-    ("npy", "layout"),
-    ("sizes", "errors", "_fork", "swap", "residency"),
+    ("npy", "layout", "limits"),
+    ("map_flags", "devices", "sizes", "errors", "_fork", "swap", "residency"),
 )
 
 

@@ -4,7 +4,7 @@
 //! # Layers, top to bottom
 //!
 //! ```text
-//!   mapping            what the interpreter's side holds
+//!   mapping  kernel_mapping   what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
 //!   daemon             evicts ahead of need
 //!   residency          pages in, in for good, out, as a program asks
@@ -27,9 +27,10 @@
 //! # Lock order
 //!
 //! `runtime::RUNTIME` (held while threads are started and joined, and with it the lists of their handles), then
-//! `space::SPACE`; all others are leaves, never held while a store is read: `MemoryObject::{policy, readahead,
-//! failure, filler, pins}`, `Dirty::{scan, syncing, noted}` (`syncing` is held over a whole sync, `scan` over a scan),
-//! `Standby::list`, `Mapping::entry`, `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
+//! `space::SPACE` (its entries, then the ranges that the kernel pages); all others are leaves, never held while a
+//! store is read: `MemoryObject::{policy, readahead, failure, filler, pins}`, `Dirty::{scan, syncing, noted}`
+//! (`syncing` is held over a whole sync, `scan` over a scan), `Standby::list`, `Mapping::entry`,
+//! `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
 //! `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
@@ -46,6 +47,7 @@ pub mod errors;
 pub mod fault;
 pub mod fill;
 pub mod interrupt;
+pub mod kernel_mapping;
 pub mod laundry;
 pub mod load;
 pub mod mapping;

@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 mod courier;
 mod errors;
 mod exports;
+mod kernel_mapping;
+mod mapped;
 mod mapping;
 mod module;
 mod store;
@@ -17,6 +19,8 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     courier::register();
     m.add_class::<store::PyStore>()?;
     m.add_class::<mapping::MappingBase>()?;
+    m.add_class::<kernel_mapping::KernelRange>()?;
+    m.add_class::<kernel_mapping::KernelMappingBase>()?;
     for function in [
         wrap_pyfunction!(store::open_file, m)?,
         wrap_pyfunction!(store::open_memory, m)?,
@@ -26,6 +30,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::open_faulty, m)?,
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
+        wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,
