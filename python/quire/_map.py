@@ -83,8 +83,8 @@ def map(
 
     Threads: may be called from any thread.
 
-    >>> import quire
-    >>> open("/tmp/quire-example.bin", "wb").write(b"virtual memory")
+    >>> import pathlib, quire
+    >>> pathlib.Path("/tmp/quire-example.bin").write_bytes(b"virtual memory")
     14
     >>> with quire.map("/tmp/quire-example.bin", sharing="shared", offset=8) as mapping:
     ...     bytes(mapping.array)

@@ -210,6 +210,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             raise ValueError("a mapping has at least one byte: close it instead")
         more = max(size_bytes - self.size_bytes, 0)
         self._call(lambda: self.change_size(size_bytes), more)
+        self._live_array = None
 
     def split(self, at: int) -> KernelMapping:
         """Keeps the bytes before ``at``; the rest is the mapping that is returned.

@@ -22,6 +22,7 @@ from quire.map_flags import MapFlag
 from quire.testing import children
 from quire.testing.census import is_mapped
 from quire.testing.content import new_seed
+from quire.testing.touches import touch
 
 PAGE = mmap.PAGESIZE
 
@@ -78,8 +79,7 @@ def test_offsets_beyond_two_to_the_44(offset: int) -> None:
 def test_paths_files_and_descriptors(path: Path, content: bytes) -> None:
     with path.open("rb") as file:
         mappings = [
-            quire.map(source, sharing="shared")
-            for source in (path, str(path), file, file.fileno())
+            quire.map(source, sharing="shared") for source in (path, str(path), file, file.fileno())
         ]
     for mapping in mappings:  # the descriptor was duplicated
         with mapping:
@@ -207,9 +207,7 @@ def test_what_the_kernel_refuses_is_explained(path: Path, tmp_path: Path) -> Non
     with ours, theirs:
         assert "read it" in refused(errno.ENODEV, ours, 10, sharing="shared")
     with path.open("rb") as file:
-        said = refused(
-            errno.EOPNOTSUPP, file, sharing="shared-validate", flags=int(MapFlag.SYNC)
-        )
+        said = refused(errno.EOPNOTSUPP, file, sharing="shared-validate", flags=int(MapFlag.SYNC))
         assert "DAX" in said
     said = refused(errno.EINVAL, path, sharing="shared", flags=int(MapFlag.HUGETLB))
     assert "hugetlbfs" in said
@@ -281,7 +279,10 @@ def test_low_addresses() -> None:
 
 
 def test_it_grows_down_and_goes_whole() -> None:
-    with quire.map(size=4 * PAGE, sharing="private", flags=MapFlag.GROWSDOWN) as mapping:
+    with quire.map(size="16 MiB", sharing="private", protection="none") as room:
+        place = room.address + (8 << 20)  # a hole on both sides: 256 pages must stay free below
+    flags = MapFlag.GROWSDOWN | MapFlag.FIXED_NOREPLACE
+    with quire.map(size=4 * PAGE, sharing="private", flags=flags, address=place) as mapping:
         below = mapping.address - 3 * PAGE
         ctypes.memset(below, 5, 1)
         assert ctypes.string_at(below, 1) == b"\5"
@@ -320,20 +321,14 @@ def child_uses_up_descriptors(path: str) -> None:
     assert open_now < 50, open_now
     last = mappings[-1]
     os.truncate(path, 0)
-    try:
-        _ = last.array[size - 1]
-        for _ in range(10):
-            pass
-        raise AssertionError("no error")
-    except quire.TruncatedError as error:
-        assert error.offset == size - 1
+    with pytest.raises(quire.TruncatedError) as caught:
+        touch(last.array, size - 1)
+    assert caught.value.offset == size - 1
     Path(path).rename(f"{path}.away")
     Path(path).write_bytes(b"another")
-    try:
+    with pytest.raises(quire.PageIOError) as stale:
         last.read(5, 1)
-        raise AssertionError("no error")
-    except quire.PageIOError as error:
-        assert error.errno == errno.ESTALE
+    assert stale.value.errno == errno.ESTALE
 
 
 def test_ten_thousand_at_once_and_in_turn(path: Path, content: bytes) -> None:

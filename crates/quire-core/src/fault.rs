@@ -41,8 +41,8 @@ const REFUSED_GIVES: u64 = 16;
 /// Touches of one address in a row that raise SIGSEGV though its page can be read: a write, where the
 /// machine does not say.
 const REPEATED: u32 = 8;
-/// Faults in a row at one address of a kernel mapping that change nothing.
-const REPEATED_MAX: u32 = 10_000;
+/// Faults in a row at one address of a kernel mapping for which no reason is to be found.
+const REPEATED_KERNEL: u32 = 1000;
 
 /// Resolves a fault on behalf of a `thread` that waits in the kernel. Called by handler threads;
 /// `may_wait` says that another of them is free, so that this one may wait for a slow store.
@@ -152,19 +152,19 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
 
 /// The same of a range that the kernel pages.
 fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
+    let (last, times) = REPEAT.get();
+    let times = if last == address { times + 1 } else { 1 };
+    REPEAT.set((address, times));
     let mended = {
         let mut regions = SPACE.kernel_mut();
         let region = regions.range_mut(..=address).next_back().map(|(_, region)| region);
-        region
-            .filter(|region| region.contains(address))
-            .map_or(Mended::No, |region| region.mend(signal, address, touch))
+        let own = region.filter(|region| region.contains(address));
+        own.map_or(Mended::No, |region| region.mend(signal, address, touch, times > REPEATED_KERNEL))
     };
-    let (last, times) = REPEAT.get();
-    REPEAT.set((address, if last == address { times + 1 } else { 1 }));
     match mended {
+        // Not a page that cannot be had, but for instance code that cannot be executed.
+        _ if times > 2 * REPEATED_KERNEL => false,
         Mended::No => false,
-        // Nothing seems to be wrong with the page, and yet it cannot be touched.
-        _ if REPEAT.get().1 > REPEATED_MAX => false,
         Mended::Again => true,
         Mended::Told(error) => {
             kernel::tell(&error);

@@ -97,6 +97,8 @@ pub struct Region {
     holes: Vec<Range>,
     covered: Vec<(usize, Cover)>,
     failure: Option<(PageError, Touch)>,
+    /// Addresses are held for growth.
+    holds: bool,
     sealed: bool,
 }
 
@@ -154,6 +156,7 @@ impl Region {
             holes: Vec::new(),
             covered: Vec::new(),
             failure: None,
+            holds: held > len,
             sealed: false,
         })
     }
@@ -292,7 +295,7 @@ impl Region {
 
     fn shrink(&mut self, len: usize) -> Result<(), MapError> {
         let tail = Range { start: self.range.start + len, len: self.range.len - len };
-        if self.reserved > self.range.len {
+        if self.holds {
             hold(tail)?;
         } else {
             // SAFETY: the end of the region; nothing refers to it (no views, see `resize`).
@@ -314,7 +317,8 @@ impl Region {
         // SAFETY: in place no address goes; moving is for a region that nothing refers to.
         let moved = unsafe {
             match mmap::resize(whole, len, false) {
-                Err(libc::ENOMEM) if views || self.reserved > old.len => return Ok(false),
+                // No room behind it, or (EFAULT) several map entries.
+                Err(libc::ENOMEM | libc::EFAULT) if views || self.holds => return Ok(false),
                 Err(libc::ENOMEM) => mmap::resize(whole, len, true),
                 done => done,
             }

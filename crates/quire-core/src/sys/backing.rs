@@ -163,7 +163,9 @@ impl Backing {
             if self.regular && offset >= len.next_multiple_of(page) {
                 return Ok(Cause::Truncated(len));
             }
-            file.read_at(&mut [0], offset)?;
+            if file.read_at(&mut [0], offset)? == 0 {
+                return Ok(Cause::Truncated(block_device_len(file).unwrap_or(len)));
+            }
             if for_writing && self.writable && self.regular {
                 allocate(file, offset, page.min(len.saturating_sub(offset)).max(1))?;
             }

@@ -27,14 +27,20 @@ pub enum Mended {
 }
 
 impl Region {
-    /// Takes a fault at `address`, which is of this region.
-    pub fn mend(&mut self, signal: i32, address: usize, touch: Touch) -> Mended {
+    /// Takes a fault at `address`, which is of this region; one that came time and again without a
+    /// reason (`insists`) is an I/O error.
+    pub fn mend(&mut self, signal: i32, address: usize, touch: Touch, insists: bool) -> Mended {
         let page = (address - self.range.start) / self.page * self.page + self.range.start;
         if self.covered.iter().any(|(covered, _)| *covered == page) {
             // Another thread met it first; this one is told as well.
             return self.failure.as_ref().map_or(Mended::Again, |(error, _)| Mended::Told(error.clone()));
         }
-        let Some(error) = self.judge(signal, address, page, touch) else { return Mended::Again };
+        let unknown = || {
+            let offset = ByteOffset(self.offset + (address - self.range.start) as u64);
+            self.error_of(Cause::Refused(libc::EIO), offset)
+        };
+        let reason = self.judge(signal, address, page, touch);
+        let Some(error) = reason.or_else(|| insists.then(unknown).flatten()) else { return Mended::Again };
         let refused = error.code == FaultCode::Protection && !self.allows(address, touch);
         let covered = if refused && self.is_private() { self.open(page) } else { self.cover(page) };
         if !covered {
