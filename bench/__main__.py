@@ -32,6 +32,7 @@ from bench.result import (
 
 TOPICS = (
     "hot_rows",
+    "kernel",
     "zstd_rows",
     "remote_rows",
     "paging",

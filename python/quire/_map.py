@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quire import _core
 from quire.devices import device_bytes
@@ -48,6 +48,8 @@ def map(
     address: int | None = None,
     flags: int = 0,
     reserve: SizeLike | None = None,
+    budget: SizeLike | None = None,
+    cache: str = "keep",
 ) -> KernelMapping:
     """Maps a file, a device or anonymous memory as the operating system does (mmap(2)).
 
@@ -74,6 +76,8 @@ def map(
         address: a hint where to map, or with FIXED and FIXED_NOREPLACE the place.
         flags: others of `quire.MapFlag`.
         reserve: bytes of addresses to hold, so that `KernelMapping.resize` can grow in place.
+        budget: bytes of a file that may be resident, see `KernelMapping.set_budget`.
+        cache: "keep" or "drop": whether what exceeds the budget stays in the page cache.
 
     Raises:
         quire.SourceError: the source cannot be opened.
@@ -111,31 +115,45 @@ def map(
     except Error as error:
         asked = Asked(max(size_bytes or 0, reserve_bytes), kind, bits, label)
         raise explained(error, asked) from None
-    recipe = None
-    if isinstance(of, str):
-        given = {
-            "source": of,
-            "size": size_bytes,
-            "sharing": sharing,
-            "protection": protection,
-            "offset": offset,
-            "dtype": dtype,
-            "shape": shape,
-            "order": order,
-            "flags": int(flags),
-            "reserve": reserve_bytes,
-        }
-        recipe = remap, (given,)
-    raw = RawArray(dtype, shape, order)
-    mapping = KernelMapping(kernel_range, kind & 0x0F, raw, recipe)
-    if dtype is not None or shape is not None:
-        _check_layout(mapping)
+    mapping: KernelMapping = KernelMapping(kernel_range)
+    if dtype is not None or shape is not None or budget is not None:
+        mapping._raw = RawArray(dtype, shape, order)
+        _finish(mapping, budget, cache)
+    if of is not None and not isinstance(of, int):
+        given = (of, size_bytes, sharing, protection, offset, dtype, shape, order, flags)
+        mapping._recipe = remap, (*given, reserve_bytes, budget, cache)
     return mapping
 
 
-def remap(arguments: dict[str, Any]) -> KernelMapping:
+def remap(
+    source: str,
+    size: int | None,
+    sharing: str | None,
+    protection: str | None,
+    offset: int,
+    dtype: npt.DTypeLike | None,
+    shape: ShapeLike | None,
+    order: Order,
+    flags: int,
+    reserve: int,
+    budget: SizeLike | None,
+    cache: str,
+) -> KernelMapping:
     """Makes the mapping of an unpickled recipe."""
-    return map(**arguments)
+    return map(
+        source,
+        size,
+        sharing=sharing,
+        protection=protection,
+        offset=offset,
+        dtype=dtype,
+        shape=shape,
+        order=order,
+        flags=flags,
+        reserve=reserve,
+        budget=budget,
+        cache=cache,
+    )
 
 
 def _source_of(source: Mappable) -> tuple[str | int | None, str]:
@@ -155,10 +173,12 @@ def _source_of(source: Mappable) -> tuple[str | int | None, str]:
     raise TypeError(f"a source is a path, an open file, a descriptor or None, not {source!r}")
 
 
-def _check_layout(mapping: KernelMapping) -> None:
-    """Raises now what `Mapping.array` would raise later."""
+def _finish(mapping: KernelMapping, budget: SizeLike | None, cache: str) -> None:
+    """Raises now what `Mapping.array` would raise later, and sets the budget."""
     try:
         _ = mapping.shape
+        if budget is not None:
+            mapping.set_budget(budget, cache=cache)
     except BaseException:
         mapping.close()
         raise

@@ -8,15 +8,16 @@ from quire import _core
 from quire.errors import Error
 from quire.layout import ArrayLayout, Order, ShapeLike, raw_layout
 from quire.limits import Asked, explained
-from quire.map_flags import ADVICE, INWARD, PROTECTIONS, MapFlag, protection_bits
+from quire.map_flags import ADVICE, INWARD, MAP_TYPE, PROTECTIONS, MapFlag, protection_bits
 from quire.mapping import Mapping
 from quire.sizes import SizeLike, parse_size
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Self
 
+    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["KernelMapping", "RawArray"]
@@ -26,6 +27,7 @@ MS_INVALIDATE = 2
 MS_SYNC = 4
 POLICIES = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3, "local": 4}
 NODES_MAX = 64
+NO_BUDGET = (1 << 64) - 1
 
 Returned = TypeVar("Returned")
 
@@ -47,6 +49,9 @@ class RawArray:
         self.order = order
 
 
+BYTES = RawArray()
+
+
 class KernelMapping(Mapping, _core.KernelMappingBase):
     r"""A range of memory that the operating system pages; made by `quire.map`.
 
@@ -65,25 +70,14 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
     b'\x07\x07\x07\x00'
     """
 
-    _raw: RawArray
-    _made_layout: tuple[int, ArrayLayout] | None
-    _sharing: int
+    # In the class, so that opening one sets none of them.
+    _raw: RawArray = BYTES
+    _recipe: tuple[Any, ...] | None = None
+    _live_array: weakref.ref[np.ndarray[Any, Any]] | None = None
+    _made_layout: tuple[int, ArrayLayout] | None = None
 
-    def __new__(
-        cls,
-        kernel_range: _core.KernelRange,
-        sharing: int,
-        raw: RawArray,
-        recipe: tuple[Any, ...] | None = None,
-    ) -> Self:
-        """Shows a range; `quire.map` is the way to call it."""
-        self = _core.KernelMappingBase.__new__(cls, kernel_range)
-        self._sharing = sharing
-        self._raw = raw
-        self._recipe = recipe
-        self._live_array = None
-        self._made_layout = None
-        return self
+    # That of the native class, without a step in Python; `Mapping` has one for stores.
+    __new__ = _core.KernelMappingBase.__new__  # type: ignore[assignment]
 
     @property
     def _layout(self) -> ArrayLayout:  # type: ignore[override]
@@ -98,14 +92,14 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
     @property
     def mode(self) -> str:
         """As in `numpy.memmap`: "r" read-only, "r+" shared and writable, "c" private."""
-        if self._sharing == MapFlag.PRIVATE:
-            return "c" if self.writable else "r"
-        return "r+" if self.writable else "r"
+        if not self.writable:
+            return "r"
+        return "c" if self.sharing == "private" else "r+"
 
     @property
     def sharing(self) -> str:
         """Whether stores are seen by others: "shared" or "private"."""
-        return "private" if self._sharing == MapFlag.PRIVATE else "shared"
+        return "private" if self.map_flags & MAP_TYPE == MapFlag.PRIVATE else "shared"
 
     @property
     def protection(self) -> str:
@@ -149,6 +143,30 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         """
         flags = (MS_ASYNC if asynchronous else MS_SYNC) | (MS_INVALIDATE if invalidate else 0)
         self.msync(*_from(offset, length), flags)
+
+    def set_budget(self, budget: SizeLike | None, *, cache: str = "keep") -> None:
+        """Bounds the pages of a file that are resident; None for no bound.
+
+        Several hundred times a second while pages come, those that were touched longest ago, as
+        far as the kernel lets one see, are given back; so a fast scan may exceed the budget for a
+        moment. Nothing is lost: dirty pages belong to the file.
+
+        Args:
+            budget: bytes, an int or text such as "64 MiB".
+            cache: "keep": what goes stays in the page cache, where the kernel can take it at once;
+                "drop": it leaves the page cache too, dirty pages written back first, so that the
+                memory of the control group does not grow.
+
+        Raises:
+            ValueError: the mapping is private and writable, or of no file: its pages have no other
+                home than memory.
+        """
+        if cache not in ("keep", "drop"):
+            raise ValueError(f'cache is "keep" or "drop", not {cache!r}')
+        size = NO_BUDGET if budget is None else parse_size(budget, name="budget")
+        if size == 0:
+            raise ValueError("a budget of 0 bytes keeps no page: give some")
+        self._call(lambda: self.bound(size, cache == "drop"))
 
     def protect(self, protection: str, offset: int = 0, length: int | None = None) -> None:
         """Changes what may be done to a part (mprotect(2)): "none", "r", "rw", "rx", "rwx"...
@@ -222,7 +240,9 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         raw = RawArray(self._raw.dtype, None, self._raw.order)
         rest = self._call(lambda: self.split_at(at))
         self._raw, self._recipe = raw, None
-        return type(self)(rest, self._sharing, raw)
+        made: KernelMapping = type(self)(rest)
+        made._raw = raw
+        return made
 
     def unmap(self, offset: int | None = None, length: int | None = None) -> None:
         """Unmaps all (munmap(2)), or the pages of a part, whose addresses stay held.
@@ -288,7 +308,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             BufferError: an array or another view of the mapping is alive.
         """
         if not self.closed:
-            self.unmap()
+            super().unmap()
 
     def __exit__(
         self,

@@ -5,9 +5,18 @@ from __future__ import annotations
 import enum
 import platform
 
-__all__ = ["ADVICE", "INWARD", "PROTECTIONS", "MapFlag", "check_flags", "protection_bits"]
+__all__ = [
+    "ADVICE",
+    "INWARD",
+    "MAP_TYPE",
+    "PROTECTIONS",
+    "MapFlag",
+    "check_flags",
+    "protection_bits",
+]
 
 MAP_TYPE = 0x0F
+MAP_ANONYMOUS = 0x20
 HUGE_MASK = 0x3F << 26
 
 
@@ -131,16 +140,16 @@ def check_flags(sharing: str | None, flags: int, anonymous: bool, address: int |
         named = SHARINGS.get(sharing)
         if named is None:
             raise ValueError(f"there is no sharing {sharing!r}; there are: {', '.join(SHARINGS)}")
-        if kind not in (0, named):
+        if kind and kind != named:
             raise ValueError(f"sharing={sharing!r} and {MapFlag(kind)!r} are not the same")
         kind = named
-    if kind not in SHARINGS.values():
+    if not 1 <= kind <= 3:
         raise ValueError(
             'say whether stores are to be seen by others: sharing="shared" or sharing="private"'
         )
     if flags & ~MAP_TYPE:
         _check_others(kind, flags, anonymous, address)
-    return (flags & ~MAP_TYPE) | kind | (MapFlag.ANONYMOUS.value if anonymous else 0)
+    return (flags & ~MAP_TYPE) | kind | (MAP_ANONYMOUS if anonymous else 0)
 
 
 def _check_others(kind: int, flags: int, anonymous: bool, address: int | None) -> None:

@@ -17,7 +17,7 @@ FUNCTION_LINES_MAX = 70
 LAYERS = (
     ("mapping", "kernel_mapping"),
     ("pmap/uffd", "runtime"),
-    ("daemon",),
+    ("daemon", "kernel_daemon"),
     ("residency",),
     ("fault",),
     ("fill",),

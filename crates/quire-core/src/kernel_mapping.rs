@@ -4,6 +4,7 @@
 //! what changes it (resize, split, unmap) waits until there are none.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::path::Path;
@@ -14,17 +15,22 @@ use std::time::Duration;
 use crate::counters::{RETIRED, add};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::PageError;
-use crate::pmap::kernel::{self, Ask, Region};
+use crate::kernel_daemon;
+use crate::pmap::kernel::{self, Ask, Region, Wishes};
 use crate::runtime;
 use crate::space::SPACE;
 use crate::sys::backing::Opened;
 use crate::sys::lock::Mutex;
 use crate::sys::memory::{Range, page_bytes};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::{futex, mmap};
+use crate::sys::{futex, mmap, signal};
 use crate::units::ByteOffset;
 
 const GONE: usize = 0;
+thread_local! {
+    /// This thread takes the signals of faults.
+    static READY: Cell<bool> = const { Cell::new(false) };
+}
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What can be mapped.
@@ -43,6 +49,7 @@ pub struct KernelMapping {
     start: AtomicUsize,
     /// Pages that could not be had.
     errors: Arc<AtomicU64>,
+    wishes: Arc<Wishes>,
     source: Arc<str>,
     pins: Mutex<Vec<std::ops::Range<u64>>>,
 }
@@ -93,7 +100,11 @@ impl KernelMapping {
             (None, Some(opened)) => length_of(opened, ask.offset)?,
             (None, None) => return Err(MapError::Invalid("anonymous memory needs a size".into())),
         };
-        runtime::once_per_process();
+        if READY.replace(true) {
+            signal::keep_fault_handlers();
+        } else {
+            runtime::once_per_process();
+        }
         if ask.flags & libc::MAP_FIXED == 0 {
             return Region::map(ask).map(Self::enter);
         }
@@ -119,9 +130,11 @@ impl KernelMapping {
         let mapping = KernelMapping {
             start,
             errors: Arc::clone(&region.errors),
+            wishes: Arc::clone(&region.wishes),
             source: Arc::clone(&region.source),
             pins: Mutex::default(),
         };
+        kernel_daemon::notice(&region);
         regions.insert(region.range.start, region);
         mapping
     }
@@ -134,6 +147,33 @@ impl KernelMapping {
     /// Pages that could not be had.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
+    }
+
+    /// What it wishes of the daemon, and what came of it.
+    pub fn wishes(&self) -> &Wishes {
+        &self.wishes
+    }
+
+    /// Bounds the pages of a file that are resident, in the page cache too if it `drops`.
+    ///
+    /// # Errors
+    /// `Invalid` where pages have no other home than memory, or are not counted.
+    pub fn set_budget(&self, budget: u64, drops: bool) -> Result<(), MapError> {
+        let can = |region: &Region| {
+            let file = region.backing.as_ref().is_some_and(|file| file.is_regular());
+            file && !region.is_private_writable() && region.page == page_bytes()
+        };
+        if budget != u64::MAX && !self.look(can).ok_or_else(closed)? {
+            return Err(MapError::Invalid(
+                "the kernel keeps no budget for this mapping, as its pages have no other home than memory: open it \
+                 with pmap \"uffd\", \"inline\", \"guard\" or \"mprotect\" (quire.open, quire.anonymous)"
+                    .into(),
+            ));
+        }
+        self.wishes.drops.store(drops, Ordering::Relaxed);
+        self.wishes.budget.store(budget, Ordering::Relaxed);
+        self.look(kernel_daemon::notice);
+        Ok(())
     }
 
     /// Looks at the region; `None` when it is unmapped.
@@ -264,6 +304,9 @@ impl KernelMapping {
         };
         if range.len == 0 {
             return Ok(());
+        }
+        if matches!(advice, libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL) {
+            self.wishes.advised.store(true, Ordering::Relaxed);
         }
         // SAFETY: pages of the region, which is in use; what the advice does is meant.
         unsafe { mmap::advise(range, advice) }.map_err(|errno| sys("madvise", errno))

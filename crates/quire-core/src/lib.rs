@@ -6,7 +6,7 @@
 //! ```text
 //!   mapping  kernel_mapping   what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
-//!   daemon             evicts ahead of need
+//!   daemon  kernel_daemon   evicts ahead of need; the same where the kernel pages, and its advice
 //!   residency          pages in, in for good, out, as a program asks
 //!   fault              resolves a fault
 //!   fill               threads that load on nobody's stack
@@ -47,6 +47,7 @@ pub mod errors;
 pub mod fault;
 pub mod fill;
 pub mod interrupt;
+pub mod kernel_daemon;
 pub mod kernel_mapping;
 pub mod laundry;
 pub mod load;

@@ -321,6 +321,13 @@ pub fn learn_main_thread() {
     }
 }
 
+/// As [`learn_main_thread`], where it is not known yet.
+pub fn know_main_thread() {
+    if MAIN_THREAD.load(Ordering::Acquire) == 0 {
+        learn_main_thread();
+    }
+}
+
 impl Interpreter for Python3 {
     fn raise_here(&self, error: &PageError) {
         if FINALIZING.load(Ordering::Acquire) {

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
@@ -156,8 +157,7 @@ impl Mapped for Kernel {
     }
 
     fn set_budget(&self, budget: ByteCount) -> Result<(), MapError> {
-        let _ = budget;
-        Err(MapError::Invalid("the kernel pages this mapping".into()))
+        self.mapping.set_budget(budget.0, self.mapping.wishes().drops.load(Ordering::Relaxed))
     }
 
     fn failure(&self) -> Option<PageError> {
@@ -166,12 +166,15 @@ impl Mapped for Kernel {
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let resident = self.mapping.present_bytes();
-        let account = Account::new(ByteCount(u64::MAX));
+        let wishes = self.mapping.wishes();
+        let account = Account::new(ByteCount(wishes.budget.load(Ordering::Relaxed)));
         let counters = Counters::default();
         add(&counters.errors, self.mapping.errors());
+        add(&counters.evicted_bytes, wishes.trimmed.load(Ordering::Relaxed));
         let dict = module::counters_dict(py, &counters)?;
         module::account_items(&dict, &account)?;
         dict.set_item("resident_bytes", resident)?;
+        dict.set_item("peak_resident_bytes", wishes.peak.load(Ordering::Relaxed).max(resident))?;
         for name in ["bytes_fetched", "dirty_bytes", "buffer_bytes", "swap_bytes", "swap_limit_bytes"] {
             dict.set_item(name, 0)?;
         }
@@ -225,7 +228,7 @@ pub fn map_kernel(
     reserve: u64,
 ) -> PyResult<KernelRange> {
     errors::load_classes(py)?;
-    courier::learn_main_thread();
+    courier::know_main_thread();
     let ask = Ask { size: 0, offset, prot, flags, address, reserve, opened: None, source: label.into() };
     let writes = prot & libc::PROT_WRITE != 0 && flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
     let from = match &source {
@@ -281,6 +284,11 @@ impl KernelMappingBase {
     #[getter]
     fn sealed(&self) -> bool {
         self.kernel.mapping.look(|region| region.is_sealed()).unwrap_or(false)
+    }
+
+    /// Bounds what is resident of a file; `drop` also what the page cache keeps of it.
+    fn bound(&self, py: Python<'_>, budget: u64, drop: bool) -> PyResult<()> {
+        self.kernel.mapping.set_budget(budget, drop).map_err(|error| self.failed(py, &error))
     }
 
     /// msync(2) with these flags.

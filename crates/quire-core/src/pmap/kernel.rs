@@ -18,7 +18,7 @@ mod mend;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use crate::errors::{FaultCode, MapError};
 use crate::interrupt::{self, PageError};
@@ -51,6 +51,36 @@ pub struct Ask {
     pub opened: Option<Opened>,
     /// Its name, for errors.
     pub source: Arc<str>,
+}
+
+/// What a mapping wishes of who watches it.
+#[derive(Debug)]
+pub struct Wishes {
+    /// The daemon has seen it.
+    pub seen: AtomicBool,
+    /// The program has given advice of its own.
+    pub advised: AtomicBool,
+    /// Bytes that may be resident.
+    pub budget: AtomicU64,
+    /// What goes also goes from the page cache.
+    pub drops: AtomicBool,
+    /// The most that was ever seen resident.
+    pub peak: AtomicU64,
+    /// Bytes taken to keep the budget.
+    pub trimmed: AtomicU64,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Wishes {
+            seen: AtomicBool::new(false),
+            advised: AtomicBool::new(false),
+            budget: AtomicU64::new(u64::MAX),
+            drops: AtomicBool::new(false),
+            peak: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
+        }
+    }
 }
 
 /// How a page is kept out of the way of an instruction that must go on.
@@ -89,6 +119,8 @@ pub struct Region {
     pub backing: Option<Arc<Backing>>,
     /// Pages that could not be had.
     pub errors: Arc<AtomicU64>,
+    /// What it wishes of the daemon.
+    pub wishes: Arc<Wishes>,
     /// Calls that use the range now and change none of it.
     pub users: Arc<AtomicU32>,
     /// Parts with a protection of their own, the latest last.
@@ -152,6 +184,7 @@ impl Region {
             backing: ask.opened.map(|opened| Arc::new(opened.into_backing())),
             errors: Arc::default(),
             users: Arc::default(),
+            wishes: Arc::default(),
             parts: Vec::new(),
             holes: Vec::new(),
             covered: Vec::new(),
@@ -185,6 +218,16 @@ impl Region {
     fn prot_of(&self, address: usize) -> i32 {
         let part = self.parts.iter().rev().find(|(range, _)| range.contains(address));
         part.map_or(self.prot, |(_, prot)| *prot)
+    }
+
+    /// Whether stores go to a file.
+    pub fn is_shared_writable(&self) -> bool {
+        !self.is_private() && self.prot & libc::PROT_WRITE != 0
+    }
+
+    /// Whether stores make pages of the mapping's own.
+    pub fn is_private_writable(&self) -> bool {
+        self.is_private() && self.prot & libc::PROT_WRITE != 0
     }
 
     fn is_private(&self) -> bool {
@@ -257,6 +300,7 @@ impl Region {
             backing: self.backing.clone(),
             errors: Arc::default(),
             users: Arc::default(),
+            wishes: Arc::default(),
             parts: self.parts.iter().filter(|(part, _)| upper(part)).copied().collect(),
             holes: self.holes.iter().filter(|hole| upper(hole)).copied().collect(),
             covered: Vec::new(),
@@ -279,7 +323,7 @@ impl Region {
             return Ok(false);
         }
         self.uncover();
-        let writes = !self.is_private() && self.prot & libc::PROT_WRITE != 0;
+        let writes = self.is_shared_writable();
         if let Some(backing) = self.backing.as_ref().filter(|file| writes && file.is_regular()) {
             let end = self.offset + self.slack as u64 + size;
             backing.extend(end).map_err(|error| sys_io("ftruncate", &error))?;

@@ -16,6 +16,7 @@ pub struct Backing {
     device: u64,
     inode: u64,
     regular: bool,
+    /// Opened by its path, for writing.
     writable: bool,
 }
 
@@ -29,6 +30,9 @@ pub enum Cause {
     /// Nothing is wrong any more.
     Gone,
 }
+
+/// Descriptors below this number are kept in any case.
+const ALWAYS_KEPT: RawFd = 32;
 
 /// Descriptors above this number are not kept: half of what the process may have open.
 fn keep_below() -> RawFd {
@@ -76,15 +80,14 @@ impl Opened {
         }
         // SAFETY: just made, nobody else's.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(own) });
-        // SAFETY: a descriptor of ours.
-        let mode = unsafe { libc::fcntl(own, libc::F_GETFL) } & libc::O_ACCMODE;
         let metadata = file.metadata()?;
-        Ok(Opened { file, metadata, path: None, writable: mode == libc::O_RDWR })
+        Ok(Opened { file, metadata, path: None, writable: false })
     }
 
     /// What stays of it beside a mapping.
     pub fn into_backing(self) -> Backing {
-        let keep = self.path.is_none() || self.file.as_raw_fd() < keep_below();
+        let fd = self.file.as_raw_fd();
+        let keep = self.path.is_none() || fd < ALWAYS_KEPT || fd < keep_below();
         Backing {
             device: self.metadata.dev(),
             inode: self.metadata.ino(),
@@ -102,11 +105,6 @@ impl Backing {
         self.regular
     }
 
-    /// Whether it is open for reading and writing.
-    pub fn is_writable(&self) -> bool {
-        self.writable
-    }
-
     /// Does something with the file, opened again where it was not kept and is still the same one.
     ///
     /// # Errors
@@ -121,6 +119,14 @@ impl Backing {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
         work(&again.file)
+    }
+
+    /// A description of its own of the file, with readahead of its own.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn reader(&self) -> io::Result<File> {
+        self.with_file(|file| File::open(format!("/proc/self/fd/{}", file.as_raw_fd())))
     }
 
     /// Makes it at least `len` bytes long.
@@ -166,13 +172,20 @@ impl Backing {
             if file.read_at(&mut [0], offset)? == 0 {
                 return Ok(Cause::Truncated(block_device_len(file).unwrap_or(len)));
             }
-            if for_writing && self.writable && self.regular {
+            if for_writing && self.regular && is_writable(file) {
                 allocate(file, offset, page.min(len.saturating_sub(offset)).max(1))?;
             }
             Ok(Cause::Gone)
         });
         found.unwrap_or_else(|error| Cause::Refused(error.raw_os_error().unwrap_or(libc::EIO)))
     }
+}
+
+/// Whether a file is open for reading and writing.
+fn is_writable(file: &File) -> bool {
+    // SAFETY: a descriptor of ours.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// Has blocks for a hole, as the page's first store would: the file system says why it has none.
