@@ -42,10 +42,12 @@ from quire.errors import (
 if TYPE_CHECKING:
     from quire._api import anonymous, budget, empty, mapping_of, open, set_budget
     from quire._map import map
+    from quire._shared import receive, shared
     from quire.kernel_mapping import KernelMapping
     from quire.map_flags import MapFlag
     from quire.mapping import Mapping
     from quire.packing import PackResult, pack
+    from quire.shared_mapping import SharedMapping
     from quire.stats import Statistics, statistics
     from quire.store.abc import Store
     from quire.swap import Swap
@@ -69,6 +71,7 @@ __all__ = [
     "PagerDiedError",
     "PmapError",
     "ProtectionError",
+    "SharedMapping",
     "SourceError",
     "Statistics",
     "Store",
@@ -83,7 +86,9 @@ __all__ = [
     "mapping_of",
     "open",
     "pack",
+    "receive",
     "set_budget",
+    "shared",
     "statistics",
 ]
 
@@ -92,6 +97,7 @@ MODULE_OF_NAME = {
     "MapFlag": "quire.map_flags",
     "Mapping": "quire.mapping",
     "PackResult": "quire.packing",
+    "SharedMapping": "quire.shared_mapping",
     "Statistics": "quire.stats",
     "Store": "quire.store.abc",
     "Swap": "quire.swap",
@@ -102,7 +108,9 @@ MODULE_OF_NAME = {
     "mapping_of": "quire._api",
     "open": "quire._api",
     "pack": "quire.packing",
+    "receive": "quire._shared",
     "set_budget": "quire._api",
+    "shared": "quire._shared",
     "statistics": "quire.stats",
 }
 

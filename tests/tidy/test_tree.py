@@ -22,8 +22,9 @@ FUNCTION_LINES_MAX = 70
 # From the top; a module may import those of its own row and of the rows below it.
 LAYERS = (
     ("tools", "testing"),
-    ("_api", "_map", "packing"),
-    ("creation", "kernel_mapping"),
+    ("_api", "_map", "_shared", "packing"),
+    ("creation", "shared_mapping"),
+    ("kernel_mapping", "shared_names"),
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout", "limits"),

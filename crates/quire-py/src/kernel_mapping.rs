@@ -262,6 +262,13 @@ impl KernelMappingBase {
         self.kernel.mapping.look(|region| region.offset + region.slack as u64).unwrap_or(0)
     }
 
+    /// The mapping's own descriptor of the source, -1 where none is kept; closed with the mapping.
+    #[getter]
+    fn descriptor(&self) -> i32 {
+        let kept = self.kernel.mapping.look(|region| region.backing.as_ref()?.descriptor());
+        kept.flatten().unwrap_or(-1)
+    }
+
     /// PROT_ bits of all of it.
     #[getter]
     fn prot(&self) -> i32 {

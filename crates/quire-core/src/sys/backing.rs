@@ -105,6 +105,11 @@ impl Backing {
         self.regular
     }
 
+    /// The descriptor that is kept open, where one is.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(File::as_raw_fd)
+    }
+
     /// Does something with the file, opened again where it was not kept and is still the same one.
     ///
     /// # Errors
