@@ -106,7 +106,8 @@ class SharedMapping(KernelMapping):
         try:
             frame = frame.ljust(FRAME_BYTES, b"\0")
             count = socket.send_fds(connection, [frame], [sent])
-            connection.sendall(frame[count:])
+            if count < len(frame):
+                connection.sendall(frame[count:])
         finally:
             os.close(sent)
 
