@@ -38,6 +38,7 @@ TOPICS = (
     "paging",
     "writes",
     "swap",
+    "shared",
     "exports",
     "import_time",
 )

@@ -327,14 +327,18 @@ def adopt(key: str, memory: int) -> Lease | None:
 
 
 def sweep() -> tuple[int, int]:
-    """Takes away the records that outlived their holders; how many are held, and how many went."""
+    """Takes away the records that outlived their holders; how many are held, and how many went.
+
+    Raises:
+        quire.SourceError: the folder is not safe to use.
+    """
     held = gone = 0
+    folder = _folder_path()
+    if not os.path.lexists(folder):
+        return 0, 0
     with LOCK:
-        try:
-            names = [path.name for path in Path(_folder_path()).iterdir()]
-        except FileNotFoundError:
-            return 0, 0
-        for key in names:
+        for path in Path(_checked_folder(folder, os.geteuid())).iterdir():
+            key = path.name
             try:
                 record = _open_record(key)
             except (FileNotFoundError, SourceError):
