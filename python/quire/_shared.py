@@ -138,7 +138,8 @@ def receive(
 ) -> SharedMapping:
     """Attaches to the segment that the process at the other end of a Unix socket sends.
 
-    It calls `SharedMapping.send`. Works between users and between containers.
+    It calls `SharedMapping.send`. Works between users and between containers; the segment's name
+    comes along where this process may use it.
 
     Args:
         connection: a Unix socket that is connected and blocks.
@@ -184,16 +185,11 @@ def _created(
         with reserved:
             mapping = _new(name, size, protection, permissions, raw)
             try:
-                lease = reserved.publish(mapping.fileno())
-                lease.show(mapping.fileno())
-            except OSError as error:
+                mapping._lease = reserved.publish(mapping.fileno())
+                mapping._lease.show(mapping.fileno())
+            except BaseException:
                 mapping.close()
-                raise SourceError(
-                    f"the record of the name cannot be written: {error.strerror}",
-                    source=mapping.source,
-                    errno=error.errno,
-                ) from None
-            mapping._lease = lease
+                raise
             return mapping
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import secrets
@@ -226,8 +227,12 @@ def attached(
             except BaseException:
                 lease.leave()
                 raise
-            lease.show(mapping.fileno())
             mapping._lease = lease
+            try:
+                lease.show(mapping.fileno())
+            except BaseException:
+                mapping.close()
+                raise
             return mapping
     reason = why[0] if why else "another process is making or removing it, and does not go on"
     raise SourceError(
@@ -264,13 +269,7 @@ def received(connection: socket.socket, protection: str | None, raw: RawArray) -
         os.close(memory)
         raise
     label = label_of(name or None)
-    # A name is one of this user's folder: it is taken on only with a segment of this user's.
-    with LOCK:
-        mine = bool(name) and os.fstat(memory).st_uid == os.geteuid()
-        mapping = map_segment(memory, label, size, prot, raw)
-        if mine:
-            mapping._lease = shared_names.adopt(shared_names.key_of(name), mapping.fileno())
-    return mapping
+    return _held(memory, shared_names.key_of(name) if name else "", label, size, prot, raw)
 
 
 def unpickled(
@@ -286,11 +285,7 @@ def unpickled(
     label, wanted = label_of(name), Identity(*identity)
     if carried is not None:
         prot = protection_bits(protection)
-        with LOCK:
-            mapping = map_segment(carried.detach(), label, wanted.size, prot, raw)
-            if key:
-                mapping._lease = shared_names.adopt(key, mapping.fileno())
-        return mapping
+        return _held(carried.detach(), key, label, wanted.size, prot, raw)
     try:
         return attached(key, label, protection, raw, wanted)
     except FileNotFoundError as error:
@@ -300,6 +295,20 @@ def unpickled(
             source=label,
             errno=error.errno,
         ) from None
+
+
+def _held(memory: int, key: str, label: str, size: int, prot: int, raw: RawArray) -> SharedMapping:
+    """Maps what came as a descriptor, and becomes a holder by the name it came with.
+
+    Names are this user's: another user's segment has none here, nor has one whose name is
+    another's by now, or that came to where names cannot be had.
+    """
+    with LOCK:
+        mapping = map_segment(memory, label, size, prot, raw)
+        if key and os.fstat(mapping.fileno()).st_uid == os.geteuid():
+            with contextlib.suppress(SourceError, BlockingIOError):
+                mapping._lease = shared_names.adopt(key, mapping.fileno())
+    return mapping
 
 
 def label_of(name: str | None) -> str:

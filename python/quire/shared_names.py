@@ -116,10 +116,14 @@ class Lease:
         HELD.add(self)
 
     def show(self, descriptor: int) -> None:
-        """Lets others open the memory file by this descriptor of the process."""
+        """Lets others open the memory file by this descriptor of the process.
+
+        Raises:
+            quire.SourceError: the record cannot be written.
+        """
         self.descriptor = descriptor
         said = SLOT.pack(_namespace(), self._process, descriptor)
-        os.pwrite(self._record, said, _offset(self._slot))
+        _write(self._record, said, _offset(self._slot))
 
     def leave(self) -> None:
         """Gives the slot back; the last takes the name away. Does nothing the second time."""
@@ -145,16 +149,12 @@ class Lease:
             return
         os.close(record)
         try:
-            if Identity.of(self.descriptor) != self.identity:
-                return
-            for _ in tries():
-                mine = adopt(self.key, self.descriptor)
-                if mine is not None:
-                    break
-            else:
-                return
+            same = Identity.of(self.descriptor) == self.identity
+            mine = adopt(self.key, self.descriptor) if same else None
         except (OSError, SourceError):
-            return  # no descriptor or memory left: the child has the bytes, and no name for them
+            mine = None  # no descriptor is left, or no memory
+        if mine is None:
+            return  # the child has the bytes, and no name for them
         HELD.discard(mine)
         self._record, mine._record = mine._record, -1
         self._slot, self._process = mine._slot, os.getpid()
@@ -273,9 +273,13 @@ class Reserved:
         self._record = record
 
     def publish(self, memory: int) -> Lease:
-        """Says what the segment is, and leaves of the lock that of the first slot."""
+        """Says what the segment is, and leaves of the lock that of the first slot.
+
+        Raises:
+            quire.SourceError: the record cannot be written.
+        """
         identity = Identity.of(memory)
-        os.pwrite(self._record, HEADER.pack(MAGIC, *identity), 0)
+        _write(self._record, HEADER.pack(MAGIC, *identity), 0)
         lease = Lease(self._key, self._record, 0, identity)
         record, self._record = self._record, -1
         _set_lock(record, fcntl.F_UNLCK, 0, HEADER.size)
@@ -423,6 +427,18 @@ def _read(record: int) -> bytes:
     return data if len(data) < PAGE_BYTES else os.pread(record, RECORD_BYTES_MAX, 0)
 
 
+def _write(record: int, data: bytes, at: int) -> None:
+    try:
+        os.pwrite(record, data, at)
+    except OSError as error:
+        raise SourceError(
+            f"the record of a shared name cannot be written: {error.strerror}. Make room, or share "
+            "without a name, and hand it over with send()",
+            source=_folder_path(),
+            errno=error.errno,
+        ) from None
+
+
 def _remedy(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "It is a symbolic link, which quire never makes: remove it"
@@ -476,6 +492,8 @@ def _unreachable(path: str, error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise SourceError(_remedy(error), errno=error.errno)
     if error.errno != errno.EACCES:
+        if not Path("/proc/self/fd").exists():
+            return "/proc is not mounted here"
         return "it ends at this moment, or a process forked from it holds it"
     if os.access(path, os.F_OK):
         raise SourceError(
@@ -537,15 +555,20 @@ def _offset(slot: int) -> int:
 
 @functools.cache
 def _namespace() -> int:
-    """The PID namespace of the process."""
-    return Path("/proc/self/ns/pid").stat().st_ino
+    """The PID namespace of the process; 0 where /proc does not say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _after_fork_in_child() -> None:
-    _namespace.cache_clear()
-    for lease in list(HELD):
-        lease.inherited()
-    LOCK.release()
+    try:
+        _namespace.cache_clear()
+        for lease in list(HELD):
+            lease.inherited()
+    finally:
+        LOCK.release()
 
 
 def _leave_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import resource
 import shutil
@@ -22,6 +23,7 @@ import pytest
 import quire
 from quire import shared_names
 from quire.testing import children
+from quire.testing.census import take_census
 from quire.testing.content import new_seed
 from quire.testing.waiting import wait_until
 
@@ -352,6 +354,50 @@ def test_descriptors_used_up(name: str) -> None:
 def fill(kept: list[quire.SharedMapping], name: str | None) -> None:
     while len(kept) < 100:
         kept.append(quire.shared(name, SIZE))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_no_room_for_the_record(name: str, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = os.pwrite, writes
+
+    def full(*arguments: object) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    before = take_census().descriptors
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for _ in range(2):
+            with pytest.raises(quire.SourceError, match="cannot be written: No space left"):
+                quire.shared(name, SIZE).close() if writes < 2 else attach_to_new(name)
+            left = writes
+    gc.collect()
+    assert take_census().descriptors == before
+    quire.shared(name, SIZE, create=True).close()
+    assert not record_of(name).exists()
+
+
+def attach_to_new(name: str) -> None:
+    with quire.shared(name, SIZE, create=True):
+        quire.shared(name, create=False)
+
+
+def test_a_child_without_descriptors_keeps_the_bytes(name: str) -> None:
+    with quire.shared(name, SIZE) as segment:
+        segment.array[0] = 5
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # it can open none
+        try:
+            child = os.fork()
+            if child == 0:
+                os._exit(int(segment.array[0]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+        quire.shared(name, create=False).close()
 
 
 def test_slots_of_the_dead_are_used_again(name: str) -> None:
