@@ -41,7 +41,8 @@ class SharedMapping(KernelMapping):
 
     It pickles as a reference, which attaches where it is unpickled: the segment must be held until
     then, by anyone. To a new process of `multiprocessing` it goes as a descriptor and needs no
-    such care. A forked child holds what its parent has mapped in its own right.
+    such care. A forked child holds what its parent has mapped in its own right. The mapping is what
+    to pass: its array pickles as any of numpy's, by its bytes.
 
     Where a closing was left to the last view (leaving a ``with`` block while an array is alive),
     the name ends with this object.

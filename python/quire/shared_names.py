@@ -1,25 +1,17 @@
-"""Names of shared memory: who holds which segment, in a folder of locked records.
+"""Names of shared memory: who holds which segment, by records with locks.
 
 The bytes of a segment are a memory file (memfd_create(2)), which the kernel frees with its last
 holder, however that ends. A name only leads to a holder: it is a record in a folder of the user's
 on a tmpfs, and whoever wants the segment opens the holder's descriptor through /proc.
 
-```
-/dev/shm/quire-UID/KEY           mode 0600 in a folder of mode 0700
-offset  0   "quireSM1"
-        8   size of the segment, device and inode of its memory file: 8 bytes each
-       64   slots of 16 bytes, one for each mapping that holds the segment:
-            PID namespace (8 bytes), process (4), its descriptor (4); zeros in a free one
-```
+A slot is leased by a lock on its bytes that the kernel drops when its process ends; without the
+lock what a slot says means nothing. A lock on the whole file is had only where nobody has a slot:
+by who makes the segment, and by who takes the record away, which is the last to leave. It is
+written once: a record that outlived its holders is taken away, never mended.
 
-A slot is leased by a lock on its bytes (F_OFD_SETLK, fcntl(2)) that the kernel drops when its
-process ends; without the lock what a slot says means nothing. A lock on the whole file is had only
-where nobody has a slot: by who makes the segment, and by who takes the record away, which is the
-last to leave. It is written once: a record that outlived its holders is taken away, never mended.
-
-So nothing is left of a killed process but a record of some hundred bytes; the next to use the name
-or to open the folder takes it away. Whoever adds a slot looks afterwards whether the record still
-has its name, and begins again where it has not.
+So nothing is left of a killed process but a record of some hundred bytes; the next to use the name,
+or the next process to make any, takes it away. Whoever adds a slot looks afterwards whether the
+record still has its name, and begins again where it has not.
 
 Threads: `LOCK` is held from the opening of a record to the end of what is done with it, and while
 the process forks: a child that shared an open record would keep it locked. A child takes slots of
@@ -33,15 +25,15 @@ import errno
 import fcntl
 import functools
 import os
-import stat
-import struct
 import threading
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from quire import shared_records as records
 from quire.errors import FormatError, SourceError
+from quire.shared_records import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,42 +54,12 @@ __all__ = [
 
 LOCK = threading.RLock()
 
-MAGIC = b"quireSM1"
-HEADER = struct.Struct("=8sQQQ32x")
-SLOT = struct.Struct("=QII")
-FREE = bytes(SLOT.size)
-FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit systems
 SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-PAGE_BYTES = 4096
-RECORD_BYTES_MAX = 1 << 20
 NAME_BYTES_MAX = 200
-OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 MEMORY_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 NEW_SLOTS_MAX = 64  # as many may attach at the same moment; more of them try again
 TRY_S = 2.0
 PAUSE_S = 0.001
-
-
-class Identity(NamedTuple):
-    """What tells one memory file from another."""
-
-    size: int
-    device: int
-    inode: int
-
-    @classmethod
-    def of(cls, descriptor: int) -> Identity:
-        """That of an open one."""
-        found = os.fstat(descriptor)
-        return cls(found.st_size, found.st_dev, found.st_ino)
-
-
-class Held(NamedTuple):
-    """What a slot says."""
-
-    namespace: int
-    process: int
-    descriptor: int
 
 
 class Lease:
@@ -122,8 +84,8 @@ class Lease:
             quire.SourceError: the record cannot be written.
         """
         self.descriptor = descriptor
-        said = SLOT.pack(_namespace(), self._process, descriptor)
-        _write(self._record, said, _offset(self._slot))
+        said = records.SLOT.pack(_namespace(), self._process, descriptor)
+        records.write_record(self._record, said, records.offset_of(self._slot))
 
     def leave(self) -> None:
         """Gives the slot back; the last takes the name away. Does nothing the second time."""
@@ -133,10 +95,10 @@ class Lease:
                 return
             try:
                 if self._process == os.getpid():
-                    at = _offset(self._slot)
-                    os.pwrite(record, FREE, at)
-                    _set_lock(record, fcntl.F_UNLCK, at, SLOT.size)
-                    _take_away(self.key, record)
+                    at = records.offset_of(self._slot)
+                    os.pwrite(record, records.FREE, at)
+                    records.set_lock(record, fcntl.F_UNLCK, at, records.SLOT.size)
+                    records.take_away(self.key, record)
             except OSError:
                 pass  # the folder is gone or the disk of tmpfs full: a slot without lock is none
             finally:
@@ -209,20 +171,20 @@ def attach(key: str, writable: bool, why: list[str]) -> tuple[Lease, int] | None
         quire.SourceError: the record or the memory file may not be opened.
         quire.FormatError: it is no record.
     """
-    record = _open_record(key)
+    record = records.open_record(key)
     kept = False
     try:
-        data = _read(record)
-        identity = _identity(key, data)
+        data = records.read_record(record)
+        identity = records.identity_in(key, data)
         memory, number = -1, 0
         if identity is not None:
-            for number, slot in _slots(data):  # noqa: B007 (used below)
+            for number, slot in records.slots_in(data):  # noqa: B007 (used below)
                 memory = _open_memory(slot, identity, writable, why)
                 if memory >= 0:
                     break
         if memory < 0 or identity is None:
-            if _first_lock(record) is None:
-                _take_away(key, record)
+            if records.first_lock(record) is None:
+                records.take_away(key, record)
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return None
         lease = _join(key, record, data, number, identity)
@@ -246,17 +208,18 @@ def reserve(key: str) -> Reserved | None:
         quire.FormatError: something else has its name.
         BlockingIOError: it is being made, or was just taken away: call it again within `tries`.
     """
-    record = _open_record(key, os.O_CREAT)
+    _sweep_once()
+    record = records.open_record(key, os.O_CREAT)
     kept = False
     try:
-        if not _set_lock(record, fcntl.F_WRLCK, 0, 0):
-            if _first_lock(record) == 0:
+        if not records.set_lock(record, fcntl.F_WRLCK, 0, 0):
+            if records.first_lock(record) == 0:
                 raise BlockingIOError
             return None
-        data = _read(record)
+        data = records.read_record(record)
         if data or not os.fstat(record).st_nlink:
-            _identity(key, data)
-            _take_away(key, record)
+            records.identity_in(key, data)
+            records.take_away(key, record)
             raise BlockingIOError
         kept = True
         return Reserved(key, record)
@@ -279,11 +242,11 @@ class Reserved:
             quire.SourceError: the record cannot be written.
         """
         identity = Identity.of(memory)
-        _write(self._record, HEADER.pack(MAGIC, *identity), 0)
+        records.write_record(self._record, records.HEADER.pack(records.MAGIC, *identity), 0)
         lease = Lease(self._key, self._record, 0, identity)
         record, self._record = self._record, -1
-        _set_lock(record, fcntl.F_UNLCK, 0, HEADER.size)
-        _set_lock(record, fcntl.F_UNLCK, _offset(1), 0)
+        records.set_lock(record, fcntl.F_UNLCK, 0, records.HEADER.size)
+        records.set_lock(record, fcntl.F_UNLCK, records.offset_of(1), 0)
         return lease
 
     def __enter__(self) -> Reserved:
@@ -291,7 +254,7 @@ class Reserved:
 
     def __exit__(self, *_: object) -> None:
         if self._record >= 0:
-            _take_away(self._key, self._record)
+            records.take_away(self._key, self._record)
             os.close(self._record)
 
 
@@ -312,13 +275,13 @@ def adopt(key: str, memory: int) -> Lease | None:
                     lease = reserved.publish(memory)
                     lease.show(memory)
                     return lease
-            record = _open_record(key)
+            record = records.open_record(key)
         except (BlockingIOError, FileNotFoundError):
             continue
         found = None
         try:
-            data = _read(record)
-            if (named := _identity(key, data)) not in (None, identity):
+            data = records.read_record(record)
+            if (named := records.identity_in(key, data)) not in (None, identity):
                 return None
             found = _join(key, record, data, -1, identity) if named else None
             if found is not None:
@@ -337,19 +300,19 @@ def sweep() -> tuple[int, int]:
         quire.SourceError: the folder is not safe to use.
     """
     held = gone = 0
-    folder = _folder_path()
+    folder = records.folder_path()
     if not os.path.lexists(folder):
         return 0, 0
     with LOCK:
-        for path in Path(_checked_folder(folder, os.geteuid())).iterdir():
+        for path in Path(records.checked_folder(folder, os.geteuid())).iterdir():
             key = path.name
             try:
-                record = _open_record(key)
+                record = records.open_record(key)
             except (FileNotFoundError, SourceError):
                 continue
             try:
-                _identity(key, os.pread(record, HEADER.size, 0))
-                took = _first_lock(record) is None and _take_away(key, record)
+                records.identity_in(key, os.pread(record, records.HEADER.size, 0))
+                took = records.first_lock(record) is None and records.take_away(key, record)
             except FormatError:
                 continue  # not ours to remove
             finally:
@@ -367,107 +330,7 @@ def is_segment(descriptor: int) -> bool:
     return seals & SIZE_SEALS == SIZE_SEALS
 
 
-def _folder_path() -> str:
-    return f"/dev/shm/quire-{os.geteuid()}"  # noqa: S108 (checked to be ours alone)
-
-
-@functools.cache
-def _checked_folder(path: str, user: int) -> str:
-    """The folder, made if need be, and checked to be this user's alone."""
-    try:
-        Path(path).mkdir(0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise SourceError(
-            f"the folder of shared names cannot be made: {error.strerror}. Share without a name, "
-            "and hand it over with send()",
-            source=path,
-            errno=error.errno,
-        ) from None
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
-        raise SourceError(
-            f"the folder of shared names is not safe to use: it must be a folder of user {user} "
-            f"with mode 0700, and is {stat.filemode(found.st_mode)} of user {found.st_uid}. Have "
-            "it removed, or share without a name and hand it over with send()",
-            source=path,
-        )
-    return path
-
-
-def _open_record(key: str, flags: int = 0) -> int:
-    user = os.geteuid()
-    path = f"{_checked_folder(_folder_path(), user)}/{key}"
-    try:
-        record = os.open(path, OPEN_FLAGS | flags, 0o600)
-    except FileNotFoundError:
-        if not flags:
-            raise
-        _checked_folder.cache_clear()  # somebody removed the folder; the next try makes it again
-        raise BlockingIOError from None
-    except OSError as error:
-        raise SourceError(
-            f"the record of a shared name cannot be opened: {error.strerror}. {_remedy(error)}",
-            source=path,
-            errno=error.errno,
-        ) from None
-    found = os.fstat(record)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != user:
-        os.close(record)
-        raise SourceError(
-            f"the record of a shared name is no file of user {user}: remove it", source=path
-        )
-    return record
-
-
-def _read(record: int) -> bytes:
-    """All of a record, which may be of any length if it is none."""
-    data = os.pread(record, PAGE_BYTES, 0)
-    return data if len(data) < PAGE_BYTES else os.pread(record, RECORD_BYTES_MAX, 0)
-
-
-def _write(record: int, data: bytes, at: int) -> None:
-    try:
-        os.pwrite(record, data, at)
-    except OSError as error:
-        raise SourceError(
-            f"the record of a shared name cannot be written: {error.strerror}. Make room, or share "
-            "without a name, and hand it over with send()",
-            source=_folder_path(),
-            errno=error.errno,
-        ) from None
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno == errno.ELOOP:
-        return "It is a symbolic link, which quire never makes: remove it"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "No more descriptors: a named segment takes two, see `ulimit -n`"
-    return "Remove it, or take another name"
-
-
-def _identity(key: str, data: bytes) -> Identity | None:
-    """What a record is of; None for one that is not written yet."""
-    if not data:
-        return None
-    if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise FormatError(
-            "this is no record of a shared name that this version of quire knows: take another "
-            "name, or remove it when nobody uses it",
-            source=f"{_folder_path()}/{key}",
-        )
-    return Identity(*HEADER.unpack_from(data)[1:])
-
-
-def _slots(data: bytes) -> Iterator[tuple[int, Held]]:
-    for number in range((len(data) - HEADER.size) // SLOT.size):
-        slot = Held(*SLOT.unpack_from(data, _offset(number)))
-        if slot.process:
-            yield number, slot
-
-
-def _open_memory(slot: Held, identity: Identity, writable: bool, why: list[str]) -> int:
+def _open_memory(slot: records.Held, identity: Identity, writable: bool, why: list[str]) -> int:
     """Opens the memory file through one of its holders; -1 where it is not there, see ``why``."""
     holder = "self" if slot.process == os.getpid() else slot.process
     path = f"/proc/{holder}/fd/{slot.descriptor}"
@@ -490,7 +353,7 @@ def _open_memory(slot: Held, identity: Identity, writable: bool, why: list[str])
 
 def _unreachable(path: str, error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise SourceError(_remedy(error), errno=error.errno)
+        raise SourceError(records.remedy(error), errno=error.errno)
     if error.errno != errno.EACCES:
         if not Path("/proc/self/fd").exists():
             return "/proc is not mounted here"
@@ -509,48 +372,19 @@ def _unreachable(path: str, error: OSError) -> str:
 
 def _join(key: str, record: int, data: bytes, skip: int, identity: Identity) -> Lease | None:
     """Locks a slot that nobody has, and looks whether the record still has its name."""
-    end = (len(data) - HEADER.size) // SLOT.size
+    end = (len(data) - records.HEADER.size) // records.SLOT.size
     free: list[int] = []
     used: list[int] = []
     for number in range(end):
-        (free if data.startswith(FREE, _offset(number)) else used).append(number)
+        (free if data.startswith(records.FREE, records.offset_of(number)) else used).append(number)
     for number in (*free, *used, *range(end, end + NEW_SLOTS_MAX)):
         if number == skip:
             continue
-        if _set_lock(record, fcntl.F_WRLCK, _offset(number), SLOT.size):
+        if records.set_lock(record, fcntl.F_WRLCK, records.offset_of(number), records.SLOT.size):
             if os.fstat(record).st_nlink == 0:
                 return None
             return Lease(key, record, number, identity)
     return None
-
-
-def _take_away(key: str, record: int) -> bool:
-    """Removes the record if nobody has a slot; says whether it did. May leave it locked."""
-    if not _set_lock(record, fcntl.F_WRLCK, 0, 0):
-        return False
-    if os.fstat(record).st_nlink:
-        Path(_folder_path(), key).unlink(missing_ok=True)
-    return True
-
-
-def _set_lock(record: int, kind: int, start: int, length: int) -> bool:
-    """Sets or drops a lock on bytes; False where another has one there."""
-    try:
-        fcntl.fcntl(record, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _first_lock(record: int) -> int | None:
-    """Where the first byte is that another has locked: 0 when all are, None when none is."""
-    ask = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, start, _, _ = FLOCK.unpack(fcntl.fcntl(record, fcntl.F_OFD_GETLK, ask))
-    return None if kind == fcntl.F_UNLCK else int(start)
-
-
-def _offset(slot: int) -> int:
-    return HEADER.size + slot * SLOT.size
 
 
 @functools.cache
@@ -560,6 +394,11 @@ def _namespace() -> int:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return 0
+
+
+@functools.cache
+def _sweep_once() -> None:
+    sweep()
 
 
 def _after_fork_in_child() -> None:
@@ -572,8 +411,9 @@ def _after_fork_in_child() -> None:
 
 
 def _leave_all() -> None:
-    for lease in list(HELD):
-        lease.leave()
+    with LOCK:
+        for lease in list(HELD):
+            lease.leave()
 
 
 os.register_at_fork(

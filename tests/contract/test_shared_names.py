@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import quire
-from quire import shared_names
+from quire import shared_names, shared_records
 from quire.testing import children
 from quire.testing.census import take_census
 from quire.testing.content import new_seed
@@ -100,7 +100,7 @@ def test_a_record_leads_to_nothing_but_a_sealed_memory_file(name: str, tmp_path:
         for descriptor in (file.fileno(), loose):
             with record_of(name).open("w+b", buffering=0) as liar:
                 liar.write(record(SIZE, descriptor, (os.getpid(), descriptor)))
-                shared_names._set_lock(liar.fileno(), fcntl.F_WRLCK, 64, 16)
+                shared_records.set_lock(liar.fileno(), fcntl.F_WRLCK, 64, 16)
                 with pytest.raises(quire.SourceError, match="it has closed the segment"):
                     quire.shared(name, create=False)
     os.close(loose)
@@ -163,14 +163,14 @@ def test_a_folder_that_is_not_safe_is_refused(
     else:
         path.mkdir(mode=0o700)
         path.chmod(0o750)
-    monkeypatch.setattr(shared_names, "_folder_path", lambda: str(path))
+    monkeypatch.setattr(shared_records, "folder_path", lambda: str(path))
     with pytest.raises(quire.SourceError, match=r"not safe to use: it must be a folder of user"):
         quire.shared("x", SIZE)
     quire.shared(None, SIZE).close()  # which needs no folder
 
 
 def test_without_a_place_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_names, "_folder_path", lambda: str(tmp_path / "not" / "there"))
+    monkeypatch.setattr(shared_records, "folder_path", lambda: str(tmp_path / "not" / "there"))
     with pytest.raises(quire.SourceError, match="cannot be made: No such file") as caught:
         quire.shared("x", SIZE)
     assert "send()" in str(caught.value)
@@ -180,7 +180,7 @@ def test_a_folder_that_was_removed_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "names"
-    monkeypatch.setattr(shared_names, "_folder_path", lambda: str(path))
+    monkeypatch.setattr(shared_records, "folder_path", lambda: str(path))
     with quire.shared("x", SIZE) as old:
         old.array[0] = 1
         shutil.rmtree(path)
@@ -420,6 +420,18 @@ def test_the_sweep_takes_what_outlived_its_holders(name: str) -> None:
         assert gone >= 1
         assert not record_of(name).exists()
         quire.shared(f"{name}-kept", create=False).close()
+
+
+def test_a_process_that_makes_its_first_name_sweeps(name: str) -> None:
+    with children.start(hold, name) as child:
+        child.wait_line("holds")
+    assert record_of(name).exists()
+    assert children.run(make_another, name).check() == ""
+    assert not record_of(name).exists()
+
+
+def make_another(name: str) -> None:
+    quire.shared(f"{name}-another", SIZE).close()
 
 
 def churn(name: str, seed: str) -> None:

@@ -28,6 +28,7 @@ LAYERS = (
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout", "limits"),
+    ("shared_records",),
     ("map_flags", "devices", "sizes", "errors", "_fork", "swap", "residency"),
 )
 

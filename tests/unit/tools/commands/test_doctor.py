@@ -2,7 +2,7 @@ import json
 import re
 
 import quire
-from quire import _core, shared_names
+from quire import _core, shared_records
 from quire.tools.cli import main
 from quire.tools.commands import doctor
 
@@ -78,7 +78,7 @@ def test_machine_without_the_files(monkeypatch, tmp_path):
 
 def test_shared_names_that_nobody_holds(monkeypatch, tmp_path):
     folder = tmp_path / "names"
-    monkeypatch.setattr(shared_names, "_folder_path", lambda: str(folder))
+    monkeypatch.setattr(shared_records, "folder_path", lambda: str(folder))
     assert doctor.examine()["shared_names"].startswith("0 names are held")
     with quire.shared("held", 1):
         (folder / "name.stale").touch(mode=0o600)
@@ -86,6 +86,6 @@ def test_shared_names_that_nobody_holds(monkeypatch, tmp_path):
         assert said == "1 names are held; 1 that nobody held were removed"
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    shared_names._checked_folder.cache_clear()
+    shared_records.checked_folder.cache_clear()
     assert "not safe to use" in doctor.examine()["shared_names"]
-    shared_names._checked_folder.cache_clear()
+    shared_records.checked_folder.cache_clear()
