@@ -6,6 +6,7 @@ from typing import Self, final
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "ArenaBase",
     "KernelMappingBase",
     "KernelRange",
     "MappingBase",
@@ -17,6 +18,7 @@ __all__ = [
     "keep_fault_handlers",
     "live_mappings",
     "map_kernel",
+    "open_concat",
     "open_external",
     "open_faulty",
     "open_file",
@@ -107,6 +109,24 @@ class MappingBase:
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
+@disjoint_base
+class ArenaBase(MappingBase):
+    def __new__(cls, size: int, label: str, writable: bool) -> Self: ...
+    @property
+    def label(self) -> str: ...
+    def place(
+        self,
+        source: int | str | PathLike[str] | None,
+        label: str,
+        size: int | None,
+        offset: int,
+        prot: int,
+        flags: int,
+        address: int = 0,
+        reserve: int = 0,
+    ) -> KernelRange: ...
+    def placed(self) -> list[tuple[int, int, str, int, int]]: ...
+
 @final
 class KernelRange: ...
 
@@ -154,6 +174,7 @@ def open_file(path: str | PathLike[str], writable: bool = False) -> Store: ...
 def open_memory(data: bytes, label: str) -> Store: ...
 def open_zero(size: int, label: str) -> Store: ...
 def open_zstd(inner: Store) -> Store: ...
+def open_concat(parts: list[tuple[Store, int, int]], label: str, version: str | None) -> Store: ...
 def open_external(
     argv: list[str],
     recipe: bytes,

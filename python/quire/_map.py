@@ -15,6 +15,7 @@ from quire.map_flags import check_flags, protection_bits
 from quire.sizes import SizeLike, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol, TypeAlias
 
     import numpy.typing as npt
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Mappable: TypeAlias = "str | os.PathLike[str] | int | HasDescriptor | None"
 
-__all__ = ["map"]
+__all__ = ["Mappable", "map", "mapped"]
 
 OFFSET_UNIT = 4096
 ANONYMOUS = "anonymous memory"
@@ -94,6 +95,44 @@ def map(
     ...     bytes(mapping.array)
     b'memory'
     """
+    return mapped(
+        _core.map_kernel,
+        source,
+        size,
+        sharing=sharing,
+        protection=protection,
+        offset=offset,
+        page_offset=page_offset,
+        dtype=dtype,
+        shape=shape,
+        order=order,
+        address=address,
+        flags=flags,
+        reserve=reserve,
+        budget=budget,
+        cache=cache,
+    )
+
+
+def mapped(
+    make: Callable[..., _core.KernelRange],
+    source: Mappable,
+    size: SizeLike | None,
+    *,
+    sharing: str | None,
+    protection: str | None,
+    offset: int,
+    page_offset: int | None,
+    dtype: npt.DTypeLike | None,
+    shape: ShapeLike | None,
+    order: Order,
+    address: int | None,
+    flags: int,
+    reserve: SizeLike | None,
+    budget: SizeLike | None,
+    cache: str,
+) -> KernelMapping:
+    """Maps as `map` does, by a native function of the arguments of mmap(2)."""
     anonymous = source is None
     bits = (3 if anonymous else 1) if protection is None else protection_bits(protection)
     kind = check_flags(sharing, int(flags), anonymous, address)
@@ -109,9 +148,7 @@ def map(
     if size_bytes is None and label.startswith("/dev/") and (whole := device_bytes(label)):
         size_bytes = whole - offset
     try:
-        kernel_range = _core.map_kernel(
-            of, label, size_bytes, offset, bits, kind, address or 0, reserve_bytes
-        )
+        kernel_range = make(of, label, size_bytes, offset, bits, kind, address or 0, reserve_bytes)
     except Error as error:
         asked = Asked(max(size_bytes or 0, reserve_bytes), kind, bits, label)
         raise explained(error, asked) from None

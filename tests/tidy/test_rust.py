@@ -15,6 +15,7 @@ FUNCTION_LINES_MAX = 70
 
 # From the top: a module may use those of its own row and of the rows below it.
 LAYERS = (
+    ("arena",),
     ("mapping", "kernel_mapping"),
     ("pmap/uffd", "runtime"),
     ("daemon", "kernel_daemon"),

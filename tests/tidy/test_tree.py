@@ -22,6 +22,8 @@ FUNCTION_LINES_MAX = 70
 # From the top; a module may import those of its own row and of the rows below it.
 LAYERS = (
     ("tools", "testing"),
+    ("_concatenate", "ring"),
+    ("arena",),
     ("_api", "_map", "_shared", "packing"),
     ("creation", "shared_mapping"),
     ("kernel_mapping", "shared_names"),

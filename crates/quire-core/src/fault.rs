@@ -157,8 +157,7 @@ fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
     REPEAT.set((address, times));
     let mended = {
         let mut regions = SPACE.kernel_mut();
-        let region = regions.range_mut(..=address).next_back().map(|(_, region)| region);
-        let own = region.filter(|region| region.contains(address));
+        let own = kernel::arena::region_at(&mut regions, address);
         own.map_or(Mended::No, |region| region.mend(signal, address, touch, times > REPEATED_KERNEL))
     };
     match mended {

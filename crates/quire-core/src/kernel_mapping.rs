@@ -16,7 +16,7 @@ use crate::counters::{RETIRED, add};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::PageError;
 use crate::kernel_daemon;
-use crate::pmap::kernel::{self, Ask, Region, Wishes};
+use crate::pmap::kernel::{self, Ask, Region, Wishes, arena};
 use crate::runtime;
 use crate::space::SPACE;
 use crate::sys::backing::Opened;
@@ -88,23 +88,8 @@ impl KernelMapping {
     ///
     /// # Errors
     /// `Sys` with the call that was refused, `Invalid`.
-    pub fn map(from: &Source<'_>, size: Option<u64>, mut ask: Ask) -> Result<Self, MapError> {
-        let opened = match *from {
-            Source::Path(path, writable) => Some(Opened::path(path, writable)),
-            Source::Descriptor(fd) => Some(Opened::descriptor(fd)),
-            Source::Anonymous => None,
-        };
-        ask.opened = opened.transpose().map_err(|error| kernel::sys_io("open", &error))?;
-        ask.size = match (size, &ask.opened) {
-            (Some(size), _) => size,
-            (None, Some(opened)) => length_of(opened, ask.offset)?,
-            (None, None) => return Err(MapError::Invalid("anonymous memory needs a size".into())),
-        };
-        if READY.replace(true) {
-            signal::keep_fault_handlers();
-        } else {
-            runtime::once_per_process();
-        }
+    pub fn map(from: &Source<'_>, size: Option<u64>, ask: Ask) -> Result<Self, MapError> {
+        let ask = Self::opened(from, size, ask)?;
         if ask.flags & libc::MAP_FIXED == 0 {
             return Region::map(ask).map(Self::enter);
         }
@@ -121,11 +106,42 @@ impl KernelMapping {
         Region::map(ask).map(|region| Self::enter_in(&mut regions, region))
     }
 
-    fn enter(region: Region) -> Self {
+    /// What is asked for, opened; the process and this thread are ready for its faults.
+    pub(crate) fn opened(from: &Source<'_>, size: Option<u64>, mut ask: Ask) -> Result<Ask, MapError> {
+        let opened = match *from {
+            Source::Path(path, writable) => Some(Opened::path(path, writable)),
+            Source::Descriptor(fd) => Some(Opened::descriptor(fd)),
+            Source::Anonymous => None,
+        };
+        ask.opened = opened.transpose().map_err(|error| kernel::sys_io("open", &error))?;
+        ask.size = match (size, &ask.opened) {
+            (Some(size), _) => size,
+            (None, Some(opened)) => length_of(opened, ask.offset)?,
+            (None, None) => return Err(MapError::Invalid("anonymous memory needs a size".into())),
+        };
+        Self::be_ready();
+        Ok(ask)
+    }
+
+    /// Makes the process and this thread ready for faults.
+    pub(crate) fn be_ready() {
+        if READY.replace(true) {
+            signal::keep_fault_handlers();
+        } else {
+            runtime::once_per_process();
+        }
+    }
+
+    /// Where it begins in the space.
+    pub(crate) fn start(&self) -> usize {
+        self.start.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn enter(region: Region) -> Self {
         Self::enter_in(&mut SPACE.kernel_mut(), region)
     }
 
-    fn enter_in(regions: &mut BTreeMap<usize, Region>, region: Region) -> Self {
+    pub(crate) fn enter_in(regions: &mut BTreeMap<usize, Region>, region: Region) -> Self {
         let start = AtomicUsize::new(region.range.start);
         let mapping = KernelMapping {
             start,
@@ -144,9 +160,12 @@ impl KernelMapping {
         &self.source
     }
 
-    /// Pages that could not be had.
+    /// Pages that could not be had, of what is placed in it too.
     pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+        let regions = SPACE.kernel();
+        let Some(region) = regions.get(&self.start()) else { return self.errors.load(Ordering::Relaxed) };
+        let within = regions.range(self.start()..region.range.start + region.reserved);
+        within.map(|(_, region)| region.errors.load(Ordering::Relaxed)).sum()
     }
 
     /// What it wishes of the daemon, and what came of it.
@@ -223,9 +242,12 @@ impl KernelMapping {
         }
     }
 
-    /// What is wrong now; what has healed is forgotten.
+    /// What is wrong now, with it or what is placed in it; what has healed is forgotten.
     pub fn failure(&self) -> Option<PageError> {
-        SPACE.kernel_mut().get_mut(&self.start.load(Ordering::Acquire)).and_then(Region::failure)
+        let mut regions = SPACE.kernel_mut();
+        let start = self.start.load(Ordering::Acquire);
+        let end = start + regions.get(&start)?.reserved;
+        regions.range_mut(start..end).find_map(|(_, region)| region.failure())
     }
 
     /// Copies bytes of the mapping.
@@ -235,10 +257,10 @@ impl KernelMapping {
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), StoreError> {
         let used = self.in_use().map_err(|_| not_here(offset))?;
         // SAFETY: `into` is the caller's; the other side stays mapped while it is in use.
-        let whole = unsafe {
+        let copied = unsafe {
             kernel::copy((used.address + offset as usize) as *const u8, into.as_mut_ptr(), into.len())
         };
-        if whole { Ok(()) } else { Err(self.take_failure(offset)) }
+        copied.map_err(|id| self.take_failure(id, offset))
     }
 
     /// Copies bytes into the mapping.
@@ -248,16 +270,16 @@ impl KernelMapping {
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let used = self.in_use().map_err(|_| not_here(offset))?;
         // SAFETY: as in `read`; where it may not be written, the fault says so.
-        let whole =
+        let copied =
             unsafe { kernel::copy(bytes.as_ptr(), (used.address + offset as usize) as *mut u8, bytes.len()) };
-        if whole { Ok(()) } else { Err(self.take_failure(offset)) }
+        copied.map_err(|id| self.take_failure(id, offset))
     }
 
-    /// The error that a copy has met, which is told by this very call.
-    fn take_failure(&self, offset: u64) -> StoreError {
+    /// The error that a copy has met, in this region or one that is placed in it; it is told by this
+    /// very call.
+    fn take_failure(&self, id: u64, offset: u64) -> StoreError {
         let mut regions = SPACE.kernel_mut();
-        let region = regions.get_mut(&self.start.load(Ordering::Acquire));
-        let met = region.and_then(|region| {
+        let met = regions.values_mut().find(|region| region.id == id).and_then(|region| {
             let failure = region.last_failure();
             region.delivered();
             failure
@@ -265,7 +287,7 @@ impl KernelMapping {
         let passed = "a page could not be had for a moment: try again";
         met.map_or_else(
             || StoreError::new(FaultCode::Io, ByteOffset(offset), passed),
-            |failure| failure.error,
+            |failure| StoreError { part: Some(failure.source.into()), ..failure.error },
         )
     }
 
@@ -284,6 +306,7 @@ impl KernelMapping {
             offset: ByteOffset(offset + self.look(|region| region.offset + region.slack as u64).unwrap_or(0)),
             errno: Some(errno),
             message: sync_message(errno, used.size),
+            part: None,
         })
     }
 
@@ -437,15 +460,27 @@ impl KernelMapping {
     /// Unmaps. The caller has made sure that nothing refers to the addresses any more.
     pub fn unmap(&self) {
         let start = self.start.swap(GONE, Ordering::AcqRel);
-        let Some(region) = SPACE.kernel_mut().remove(&start) else { return };
-        while region.users.load(Ordering::Acquire) > 0 {
-            wait_idle(&region.users);
+        while let Some(users) = Self::unmap_idle(start) {
+            wait_idle(&users);
         }
-        let errors = self.errors();
+    }
+
+    /// Takes a region out of the space and unmaps it; who uses it, if anyone does.
+    fn unmap_idle(start: usize) -> Option<Arc<AtomicU32>> {
+        let mut regions = SPACE.kernel_mut();
+        let region = regions.get_mut(&start)?;
+        if region.users.load(Ordering::Acquire) > 0 {
+            return Some(Arc::clone(&region.users));
+        }
+        let errors = region.errors.load(Ordering::Relaxed);
         if errors > 0 {
             add(&RETIRED.lock().get_or_insert_default().errors, errors);
         }
-        region.unmap();
+        if let Some(region) = arena::take(&mut regions, start) {
+            drop(regions);
+            region.unmap();
+        }
+        None
     }
 }
 

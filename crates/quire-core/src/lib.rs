@@ -4,6 +4,7 @@
 //! # Layers, top to bottom
 //!
 //! ```text
+//!   arena              addresses in which mappings are placed
 //!   mapping  kernel_mapping   what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
 //!   daemon  kernel_daemon   evicts ahead of need; the same where the kernel pages, and its advice
@@ -39,6 +40,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod arena;
 pub mod buffers;
 pub mod counters;
 pub mod daemon;

@@ -325,6 +325,7 @@ fn refused(entry: &MapEntry, page: PageIndex, errno: i32) -> StoreError {
         offset: page.offset(entry.object.granule),
         errno: Some(errno),
         message: format!("the kernel refused a page: {}", crate::sys::errno_message(errno)),
+        part: None,
     }
 }
 

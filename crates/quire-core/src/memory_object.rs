@@ -301,12 +301,8 @@ impl MemoryObject {
             return false; // it was acted on meanwhile: the page can be had again
         }
         if next as u8 > self.condition.load(Ordering::Acquire) {
-            *failure = Some(PageError {
-                error,
-                source: self.pager.store().label().into(),
-                page: page.0,
-                mapping: self.id,
-            });
+            let source = error.source_in(self.pager.store().label()).into();
+            *failure = Some(PageError { error, source, page: page.0, mapping: self.id });
             self.condition.store(next as u8, Ordering::Release);
         }
         true

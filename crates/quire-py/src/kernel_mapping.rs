@@ -25,8 +25,9 @@ use crate::mapping::MappingBase;
 use crate::{courier, errors, module};
 
 /// The range behind the face that all mappings share.
-struct Kernel {
-    mapping: KernelMapping,
+pub struct Kernel {
+    /// The range.
+    pub mapping: KernelMapping,
     writable: bool,
     page: u64,
 }
@@ -38,9 +39,12 @@ pub struct KernelMappingBase {
 }
 
 impl Kernel {
-    fn new(mapping: KernelMapping) -> Arc<Self> {
-        let (page, prot) = mapping.look(|region| (region.page as u64, region.prot)).unwrap_or((1, 0));
-        Arc::new(Kernel { mapping, writable: prot & libc::PROT_WRITE != 0, page })
+    /// As it is mapped now.
+    pub fn new(mapping: KernelMapping) -> Arc<Self> {
+        let (page, writable) = mapping
+            .look(|region| (region.page as u64, region.prot & libc::PROT_WRITE != 0))
+            .unwrap_or((1, false));
+        Arc::new(Kernel { mapping, writable, page })
     }
 
     fn end_of(&self, offset: u64, length: Option<u64>) -> PyResult<u64> {
@@ -57,7 +61,13 @@ impl Kernel {
 
 fn store_error(error: &MapError, offset: u64) -> StoreError {
     let errno = if let MapError::Sys { errno, .. } = error { Some(*errno) } else { None };
-    StoreError { code: FaultCode::Io, offset: ByteOffset(offset), errno, message: error.to_string() }
+    StoreError {
+        code: FaultCode::Io,
+        offset: ByteOffset(offset),
+        errno,
+        message: error.to_string(),
+        part: None,
+    }
 }
 
 impl Mapped for Kernel {
@@ -198,7 +208,8 @@ pub struct KernelRange {
 }
 
 impl KernelRange {
-    fn new(mapping: KernelMapping) -> Self {
+    /// A range for a face to take.
+    pub fn new(mapping: KernelMapping) -> Self {
         KernelRange { kernel: Mutex::new(Some(Kernel::new(mapping))) }
     }
 }
@@ -210,6 +221,23 @@ pub enum From {
     Descriptor(i32),
     /// A path.
     Path(PathBuf),
+}
+
+/// Errors can be raised from now on.
+pub fn get_ready(py: Python<'_>) -> PyResult<()> {
+    errors::load_classes(py)?;
+    courier::know_main_thread();
+    Ok(())
+}
+
+/// What the core maps.
+pub fn source_of<'a>(source: Option<&'a From>, ask: &Ask) -> Source<'a> {
+    let writes = ask.prot & libc::PROT_WRITE != 0 && ask.flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
+    match source {
+        None => Source::Anonymous,
+        Some(From::Descriptor(fd)) => Source::Descriptor(*fd),
+        Some(From::Path(path)) => Source::Path(path, writes),
+    }
 }
 
 /// Maps by the kernel's pmap. Arguments as of mmap(2), but for `offset`, which may be any byte.
@@ -227,15 +255,9 @@ pub fn map_kernel(
     address: usize,
     reserve: u64,
 ) -> PyResult<KernelRange> {
-    errors::load_classes(py)?;
-    courier::know_main_thread();
+    get_ready(py)?;
     let ask = Ask { size: 0, offset, prot, flags, address, reserve, opened: None, source: label.into() };
-    let writes = prot & libc::PROT_WRITE != 0 && flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
-    let from = match &source {
-        None => Source::Anonymous,
-        Some(From::Descriptor(fd)) => Source::Descriptor(*fd),
-        Some(From::Path(path)) => Source::Path(path, writes),
-    };
+    let from = source_of(source.as_ref(), &ask);
     let mapped = py.detach(|| KernelMapping::map(&from, size, ask));
     mapped.map(KernelRange::new).map_err(|error| errors::from_map(py, Some(label), &error))
 }

@@ -3,6 +3,7 @@
 
 use pyo3::prelude::*;
 
+mod arena;
 mod courier;
 mod errors;
 mod exports;
@@ -19,6 +20,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     courier::register();
     m.add_class::<store::PyStore>()?;
     m.add_class::<mapping::MappingBase>()?;
+    m.add_class::<arena::ArenaBase>()?;
     m.add_class::<kernel_mapping::KernelRange>()?;
     m.add_class::<kernel_mapping::KernelMappingBase>()?;
     for function in [
@@ -26,6 +28,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::open_memory, m)?,
         wrap_pyfunction!(store::open_zero, m)?,
         wrap_pyfunction!(store::open_zstd, m)?,
+        wrap_pyfunction!(store::open_concat, m)?,
         wrap_pyfunction!(store::open_external, m)?,
         wrap_pyfunction!(store::open_faulty, m)?,
         wrap_pyfunction!(store::compress_frame, m)?,

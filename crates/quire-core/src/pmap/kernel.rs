@@ -13,6 +13,7 @@
 //! a file that was extended again has healed.
 #![allow(unsafe_code)]
 
+pub mod arena;
 mod mend;
 
 use std::io;
@@ -27,6 +28,8 @@ use crate::sys::memory::{self, Range, Touch, page_bytes};
 use crate::sys::mmap::{self, Request};
 
 pub use mend::{Mended, copy, tell};
+
+use arena::Place;
 
 const HOLD: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 /// What a huge page is asked for by, in mmap(2)'s flags: its size as a power of two.
@@ -132,6 +135,7 @@ pub struct Region {
     /// Addresses are held for growth.
     holds: bool,
     sealed: bool,
+    place: Place,
 }
 
 fn sys(call: &'static str, errno: i32) -> MapError {
@@ -191,6 +195,7 @@ impl Region {
             failure: None,
             holds: held > len,
             sealed: false,
+            place: Place::Own,
         })
     }
 
@@ -277,6 +282,7 @@ impl Region {
     /// # Errors
     /// `Invalid` when a page holds bytes of both sides.
     pub fn split(&mut self, at: u64) -> Result<Region, MapError> {
+        self.require_own("split", "place two mappings instead")?;
         let cut = self.slack as u64 + at;
         if at == 0 || at >= self.size || !cut.is_multiple_of(self.page as u64) {
             return Err(MapError::Invalid(format!(
@@ -357,6 +363,9 @@ impl Region {
             self.range.len = len;
             return Ok(true);
         }
+        if self.home().is_some() {
+            return Ok(false); // what follows is the arena's
+        }
         let whole = Range { start: old.start, len: old.len };
         // SAFETY: in place no address goes; moving is for a region that nothing refers to.
         let moved = unsafe {
@@ -399,6 +408,7 @@ impl Region {
     /// # Errors
     /// `Invalid` where a page might have to be covered one day; `Sys`.
     pub fn seal(&mut self) -> Result<(), MapError> {
+        self.require_own("sealed", "map it elsewhere")?;
         if self.backing.as_ref().is_some_and(|backing| !backing.cannot_shrink()) {
             return Err(MapError::Invalid(
                 "a sealed mapping of a file that can be truncated could not be saved from SIGBUS: seal anonymous \
@@ -431,7 +441,10 @@ impl Region {
             self.range.start
         };
         let end = self.range.start + self.reserved;
-        if !self.sealed {
+        if self.home().is_some() {
+            // Refused only for want of kernel memory; then what is placed here next takes its place.
+            let _ = hold(Range { start, len: end - start });
+        } else if !self.sealed {
             // SAFETY: the region's own addresses, which nothing refers to.
             unsafe { memory::unmap(Range { start, len: end - start }) }
         }

@@ -58,6 +58,9 @@ impl Region {
     fn judge(&self, signal: i32, address: usize, page: usize, touch: Touch) -> Option<StoreError> {
         let offset = ByteOffset(self.offset + (address - self.range.start) as u64);
         let error = |code, message: &str| Some(StoreError::new(code, offset, message));
+        if self.is_arena() {
+            return Some(self.nothing_placed(address));
+        }
         if address - self.range.start >= self.range.len {
             return error(
                 FaultCode::Closed,
@@ -124,7 +127,7 @@ impl Region {
                 (FaultCode::Io, Some(errno), format!("the page cannot be had of the file or device: {said}"))
             }
         };
-        Some(StoreError { code, offset, errno, message })
+        Some(StoreError { code, offset, errno, message, part: None })
     }
 
     /// Puts filler, or what can still be read of it, in place of a page; false when that is refused.
@@ -199,7 +202,9 @@ impl Region {
     /// The error has reached its thread.
     pub fn delivered(&mut self) {
         self.uncover();
-        if self.backing.is_none() {
+        if self.is_arena() {
+            self.failure = None; // something may be placed there by now
+        } else if self.backing.is_none() {
             self.failure = self.failure.take().filter(|(error, _)| error.error.code != FaultCode::Io);
         }
     }
@@ -226,27 +231,30 @@ impl Region {
 }
 
 thread_local! {
-    /// Whether this thread copies from or to a mapping, and whether that met a page that cannot be had.
-    static COPYING: Cell<Option<bool>> = const { Cell::new(None) };
+    /// Whether this thread copies from or to a mapping, and the mapping whose page could not be had.
+    static COPYING: Cell<Option<Option<u64>>> = const { Cell::new(None) };
 }
 
 /// Tells the thread that touched; a copy of ours returns the error itself.
 pub fn tell(error: &PageError) {
     match COPYING.get() {
-        Some(_) => COPYING.set(Some(true)),
+        Some(_) => COPYING.set(Some(Some(error.mapping))),
         None => interrupt::raise_here(error),
     }
 }
 
-/// Copies memory, one side of which may be a mapping; false when that met a page that cannot be had.
+/// Copies memory, one side of which may be a mapping.
 ///
 /// # Safety
 /// Both sides are mapped for as long as it takes, and writable where it writes.
-pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) -> bool {
-    let before = COPYING.replace(Some(false));
+///
+/// # Errors
+/// The id of the mapping of which a page could not be had.
+pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) -> Result<(), u64> {
+    let before = COPYING.replace(Some(None));
     compiler_fence(Ordering::SeqCst);
     // SAFETY: the caller's (contract); a fault in it ends in `tell`.
     unsafe { std::ptr::copy(from, to, len) };
     compiler_fence(Ordering::SeqCst);
-    COPYING.replace(before) == Some(false)
+    COPYING.replace(before).flatten().map_or(Ok(()), Err)
 }
