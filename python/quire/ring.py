@@ -164,6 +164,8 @@ class Ring:
     def wait_readable(self, length: int = 1, timeout: float | None = None) -> bool:
         """Waits until ``length`` bytes are readable; False when ``timeout`` seconds passed before.
 
+        True also when the ring was closed meanwhile.
+
         Raises:
             ValueError: the ring never holds so many.
         """
@@ -173,6 +175,8 @@ class Ring:
 
     def wait_writable(self, length: int = 1, timeout: float | None = None) -> bool:
         """Waits until there is room for ``length`` bytes; False when ``timeout`` passed before.
+
+        True also when the ring was closed meanwhile.
 
         Raises:
             ValueError: the ring never holds so many.
