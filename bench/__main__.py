@@ -32,11 +32,13 @@ from bench.result import (
 
 TOPICS = (
     "hot_rows",
+    "kernel",
     "zstd_rows",
     "remote_rows",
     "paging",
     "writes",
     "swap",
+    "shared",
     "exports",
     "import_time",
 )

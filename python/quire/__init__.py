@@ -33,6 +33,7 @@ from quire.errors import (
     PageTimeoutError,
     PmapError,
     ProtectionError,
+    RingFullError,
     SourceError,
     SwapFullError,
     SyncError,
@@ -41,13 +42,22 @@ from quire.errors import (
 
 if TYPE_CHECKING:
     from quire._api import anonymous, budget, empty, mapping_of, open, set_budget
+    from quire._concatenate import concatenate
+    from quire._map import map
+    from quire._shared import receive, shared
+    from quire.arena import Arena, Placed
+    from quire.kernel_mapping import KernelMapping
+    from quire.map_flags import MapFlag
     from quire.mapping import Mapping
     from quire.packing import PackResult, pack
+    from quire.ring import Ring
+    from quire.shared_mapping import SharedMapping
     from quire.stats import Statistics, statistics
     from quire.store.abc import Store
     from quire.swap import Swap
 
 __all__ = [
+    "Arena",
     "BudgetError",
     "ChangedError",
     "ChecksumError",
@@ -56,14 +66,20 @@ __all__ = [
     "Error",
     "FormatError",
     "InterruptedPageError",
+    "KernelMapping",
+    "MapFlag",
     "Mapping",
     "ModeError",
     "PackResult",
     "PageIOError",
     "PageTimeoutError",
     "PagerDiedError",
+    "Placed",
     "PmapError",
     "ProtectionError",
+    "Ring",
+    "RingFullError",
+    "SharedMapping",
     "SourceError",
     "Statistics",
     "Store",
@@ -73,27 +89,41 @@ __all__ = [
     "TruncatedError",
     "anonymous",
     "budget",
+    "concatenate",
     "empty",
+    "map",
     "mapping_of",
     "open",
     "pack",
+    "receive",
     "set_budget",
+    "shared",
     "statistics",
 ]
 
 MODULE_OF_NAME = {
+    "Arena": "quire.arena",
+    "KernelMapping": "quire.kernel_mapping",
+    "MapFlag": "quire.map_flags",
     "Mapping": "quire.mapping",
     "PackResult": "quire.packing",
+    "Placed": "quire.arena",
+    "Ring": "quire.ring",
+    "SharedMapping": "quire.shared_mapping",
     "Statistics": "quire.stats",
     "Store": "quire.store.abc",
     "Swap": "quire.swap",
     "anonymous": "quire._api",
     "budget": "quire._api",
+    "concatenate": "quire._concatenate",
     "empty": "quire._api",
+    "map": "quire._map",
     "mapping_of": "quire._api",
     "open": "quire._api",
     "pack": "quire.packing",
+    "receive": "quire._shared",
     "set_budget": "quire._api",
+    "shared": "quire._shared",
     "statistics": "quire.stats",
 }
 

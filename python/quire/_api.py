@@ -33,6 +33,9 @@ __all__ = [
     "mapping_of",
     "open",
     "reopen",
+    "require_patience",
+    "require_use_of",
+    "require_writable",
     "set_budget",
 ]
 
@@ -108,10 +111,10 @@ def open(
     """
     if mode not in MODES:
         raise ModeError(f"{mode!r} is no mode: there are {', '.join(map(repr, MODES))}")
-    _require_patience(timeout, retries)
+    require_patience(timeout, retries)
     budget_bytes = None if budget is None else parse_size(budget, name="budget")
     granule_bytes = None if granule is None else parse_size(granule, name="granule")
-    _require_use_of(swap, mode)
+    require_use_of(swap, mode)
     raw = RawShape(dtype, shape, offset, order)
     how: dict[str, Any] = {
         "budget_bytes": budget_bytes,
@@ -136,7 +139,7 @@ def open(
         writable=mode == "r+",
     )
     try:
-        _require_writable(resolved.store, mode)
+        require_writable(resolved.store, mode)
         layout = find_layout(resolved.store, raw)
         given = {
             "mode": mode,
@@ -256,7 +259,8 @@ def mapping_of(array: np.ndarray[Any, Any]) -> Mapping:
     return base
 
 
-def _require_use_of(swap: Swap | None, mode: str) -> None:
+def require_use_of(swap: Swap | None, mode: str) -> None:
+    """Raises `quire.ModeError` where there is nothing to swap."""
     if swap is not None and mode != "c":
         raise ModeError(
             f'swap= says where changed pages of mode "c" go, and mode "{mode}" keeps none: leave '
@@ -264,7 +268,8 @@ def _require_use_of(swap: Swap | None, mode: str) -> None:
         )
 
 
-def _require_patience(timeout: float, retries: int) -> None:
+def require_patience(timeout: float, retries: int) -> None:
+    """Raises ValueError where they are out of range."""
     if not 0 < timeout < TIMEOUT_S_MAX:
         raise ValueError(
             f"timeout must be seconds above 0 and below {TIMEOUT_S_MAX:,}, not {timeout!r}"
@@ -348,7 +353,8 @@ def _recipe(resolved: Resolved, given: dict[str, Any]) -> tuple[Any, ...] | None
     return reopen, (resolved.pickled, given, resolved.store.version)
 
 
-def _require_writable(store: _core.Store, mode: str) -> None:
+def require_writable(store: _core.Store, mode: str) -> None:
+    """Raises `quire.ModeError` for "r+" of a store that cannot be written."""
     if mode == "r+" and store.read_only is not None:
         raise ModeError(
             f'mode "{mode}" needs a source that can be written, and this one cannot: '

@@ -8,6 +8,7 @@ Error
 ├── PmapError              (also RuntimeError) no such pmap, or it does not work here
 ├── ModeError              (also ValueError) the mode does not allow it
 ├── ClosedError            (also ValueError) the mapping or store is closed
+├── RingFullError          (also BufferError) a ring buffer has no room for so many bytes
 ├── ProtectionError        a write reached a page that may only be read
 ├── SyncError              dirty pages could not be written back, and are dirty still
 ├── SwapFullError          the swap space is used up
@@ -48,6 +49,7 @@ __all__ = [
     "PagerDiedError",
     "PmapError",
     "ProtectionError",
+    "RingFullError",
     "SourceError",
     "TruncatedError",
     "error_of_failure",
@@ -121,6 +123,10 @@ class ModeError(Error, ValueError):
 
 class ClosedError(Error, ValueError):
     """The mapping or store was closed."""
+
+
+class RingFullError(Error, BufferError):
+    """A ring buffer has no room for so many bytes before some are consumed."""
 
 
 class DeliveredError(Error):

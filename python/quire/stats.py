@@ -42,7 +42,8 @@ class Statistics:
             stood by to be dropped, and came back without a load. Only where a load is slow.
         resident_bytes: what is held now: pages, those that stand by, and quire's buffers.
         dirty_bytes: what is dirty now, by granules where `quire.Mapping.dirty_tracking` is not
-            "wp-async". Counted by this call, in some milliseconds for each GiB that is resident.
+            "wp-async", and 0 of what the kernel pages (`quire.map`), which keeps that to itself.
+            Counted by this call, in some milliseconds for each GiB that is resident.
         peak_resident_bytes: the most that was held.
         metadata_bytes: what is taken beside it by what quire knows of pages: page tables, the lists
             of the policy and of pages that stand by, the table of swap slots. It leaves that much

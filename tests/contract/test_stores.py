@@ -93,6 +93,23 @@ class TestHttpZstd(TestHttp):
         return f"{self.url}/{(folder / 'content.zst').relative_to(self.served)}"
 
 
+class TestConcat(StoreContract, PmapContract):
+    """A file after its header, compressed frames, nothing, and memory, one behind the other."""
+
+    def make_source(self, content: bytes, folder: Path) -> Source:
+        first, second = len(content) // 3, 2 * len(content) // 3
+        (folder / "file").write_bytes(b"a header" + content[:first])
+        write_seekable(folder / "part.zst", content[first:second], [30_000], checksums=True)
+        packed = _core.open_zstd(_core.open_file(folder / "part.zst"))
+        parts = [
+            (_core.open_file(folder / "file"), 8, first),
+            (packed, 0, second - first),
+            (_core.open_memory(b"", "nothing"), 0, 0),
+            (_core.open_memory(content[second:] + b"more", "the rest"), 0, len(content) - second),
+        ]
+        return _core.open_concat(parts, "parts of a test", None)
+
+
 class TestFaulty(StoreContract, PmapContract):
     """A store in which nothing goes wrong but time: all its reads are late."""
 

@@ -35,6 +35,20 @@ class TestMemory(WriteContract):
         return _core.open_memory(content, "memory of a test")
 
 
+class TestConcat(WriteContract):
+    """Two files, joined where no page ends."""
+
+    def open_writable(self, content: bytes, folder: Path) -> _core.Store:
+        middle = len(content) // 2 + 5
+        (folder / "first.bin").write_bytes(b"header" + content[:middle])
+        (folder / "second.bin").write_bytes(content[middle:])
+        parts = [
+            (_core.open_file(folder / "first.bin", True), 6, middle),
+            (_core.open_file(folder / "second.bin", True), 0, len(content) - middle),
+        ]
+        return _core.open_concat(parts, "two files", None)
+
+
 LAYOUTS = {
     "raw": {"dtype": "u1", "shape": (900_001,)},
     "offset": {"dtype": "<i4", "shape": (300, 701), "offset": 5003},

@@ -28,7 +28,7 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert {"compressed_array", "web_array", "own_store", "errors"} <= {
+    assert {"compressed_array", "errors", "own_store", "ring_buffer", "shards", "web_array"} <= {
         script.stem for script in EXAMPLES
     }
 

@@ -15,9 +15,10 @@ FUNCTION_LINES_MAX = 70
 
 # From the top: a module may use those of its own row and of the rows below it.
 LAYERS = (
-    ("mapping",),
+    ("arena",),
+    ("mapping", "kernel_mapping"),
     ("pmap/uffd", "runtime"),
-    ("daemon",),
+    ("daemon", "kernel_daemon"),
     ("residency",),
     ("fault",),
     ("fill",),

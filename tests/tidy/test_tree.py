@@ -22,12 +22,16 @@ FUNCTION_LINES_MAX = 70
 # From the top; a module may import those of its own row and of the rows below it.
 LAYERS = (
     ("tools", "testing"),
-    ("_api", "packing"),
-    ("creation",),
+    ("_concatenate", "ring"),
+    ("arena",),
+    ("_api", "_map", "_shared", "packing"),
+    ("creation", "shared_mapping"),
+    ("kernel_mapping", "shared_names"),
     ("mapping", "stats"),
     ("pager", "store"),
-    ("npy", "layout"),
-    ("sizes", "errors", "_fork", "swap", "residency"),
+    ("npy", "layout", "limits"),
+    ("shared_records",),
+    ("map_flags", "devices", "sizes", "errors", "_fork", "swap", "residency"),
 )
 
 

@@ -1,6 +1,8 @@
 //! Errors of the core: one enum per layer. The codes of [`FaultCode`] are stable: they cross
 //! into Python by number (`crates/quire-py/src/errors.rs`) and may be logged.
 
+use std::sync::Arc;
+
 use crate::units::ByteOffset;
 
 /// What an error of the system says, without its number: errors carry that beside the words.
@@ -88,12 +90,14 @@ pub struct StoreError {
     pub errno: Option<i32>,
     /// One sentence for a person: what failed and, where it can be said, what to do next.
     pub message: String,
+    /// Label of the part that failed, which `offset` is of, in a store that consists of several.
+    pub part: Option<Arc<str>>,
 }
 
 impl StoreError {
     /// An error without an errno.
     pub fn new(code: FaultCode, offset: ByteOffset, message: impl Into<String>) -> Self {
-        StoreError { code, offset, errno: None, message: message.into() }
+        StoreError { code, offset, errno: None, message: message.into(), part: None }
     }
 
     /// An error that carries what the operating system said.
@@ -103,7 +107,13 @@ impl StoreError {
             offset,
             errno: error.raw_os_error(),
             message: format!("{what}: {}", words_of(error)),
+            part: None,
         }
+    }
+
+    /// What failed, in a store of this label.
+    pub fn source_in<'a>(&'a self, label: &'a str) -> &'a str {
+        self.part.as_deref().unwrap_or(label)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::memory_object::Condition;
 use crate::page::{DIRTY, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
+use crate::pmap::kernel::{self, Mended};
 use crate::readahead::{Fault, Limits};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
@@ -40,6 +41,8 @@ const REFUSED_GIVES: u64 = 16;
 /// Touches of one address in a row that raise SIGSEGV though its page can be read: a write, where the
 /// machine does not say.
 const REPEATED: u32 = 8;
+/// Faults in a row at one address of a kernel mapping for which no reason is to be found.
+const REPEATED_KERNEL: u32 = 1000;
 
 /// Resolves a fault on behalf of a `thread` that waits in the kernel. Called by handler threads;
 /// `may_wait` says that another of them is free, so that this one may wait for a slow store.
@@ -117,7 +120,7 @@ pub fn note_write(entry: &MapEntry, page: PageIndex) -> bool {
 pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
     let started_ns = thread::now_ns();
     let Some((entry, _in_flight)) = SPACE.find(address) else {
-        return false;
+        return on_kernel_signal(signal, address, touch);
     };
     if !entry.armed.load(Ordering::Acquire) {
         return arm_or_fill(&entry, address);
@@ -145,6 +148,28 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
         interrupt::raise_here(&failure);
     }
     mended
+}
+
+/// The same of a range that the kernel pages.
+fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
+    let (last, times) = REPEAT.get();
+    let times = if last == address { times + 1 } else { 1 };
+    REPEAT.set((address, times));
+    let mended = {
+        let mut regions = SPACE.kernel_mut();
+        let own = kernel::arena::region_at(&mut regions, address);
+        own.map_or(Mended::No, |region| region.mend(signal, address, touch, times > REPEATED_KERNEL))
+    };
+    match mended {
+        // Not a page that cannot be had, but for instance code that cannot be executed.
+        _ if times > 2 * REPEATED_KERNEL => false,
+        Mended::No => false,
+        Mended::Again => true,
+        Mended::Told(error) => {
+            kernel::tell(&error);
+            true
+        }
+    }
 }
 
 fn resolve_here(entry: &Arc<MapEntry>, address: usize, touch: Touch, started_ns: u64) -> bool {

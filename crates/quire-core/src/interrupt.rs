@@ -48,6 +48,12 @@ static PENDING: AtomicBool = AtomicBool::new(false);
 static NOTED_NS: AtomicU64 = AtomicU64::new(0);
 static WATCHERS: AtomicI32 = AtomicI32::new(0);
 
+/// A number for a new mapping, unique in the process.
+pub fn new_mapping_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Registers the interpreter, once.
 pub fn set_interpreter(interpreter: &'static dyn Interpreter) {
     // A second registration could only come from a second copy of the module; the first stays.

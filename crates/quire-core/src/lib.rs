@@ -4,9 +4,10 @@
 //! # Layers, top to bottom
 //!
 //! ```text
-//!   mapping            what the interpreter's side holds
+//!   arena              addresses in which mappings are placed
+//!   mapping  kernel_mapping   what the interpreter's side holds
 //!   runtime            what runs while there are mappings; fork
-//!   daemon             evicts ahead of need
+//!   daemon  kernel_daemon   evicts ahead of need; the same where the kernel pages, and its advice
 //!   residency          pages in, in for good, out, as a program asks
 //!   fault              resolves a fault
 //!   fill               threads that load on nobody's stack
@@ -27,9 +28,10 @@
 //! # Lock order
 //!
 //! `runtime::RUNTIME` (held while threads are started and joined, and with it the lists of their handles), then
-//! `space::SPACE`; all others are leaves, never held while a store is read: `MemoryObject::{policy, readahead,
-//! failure, filler, pins}`, `Dirty::{scan, syncing, noted}` (`syncing` is held over a whole sync, `scan` over a scan),
-//! `Standby::list`, `Mapping::entry`, `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
+//! `space::SPACE` (its entries, then the ranges that the kernel pages); all others are leaves, never held while a
+//! store is read: `MemoryObject::{policy, readahead, failure, filler, pins}`, `Dirty::{scan, syncing, noted}`
+//! (`syncing` is held over a whole sync, `scan` over a scan), `Standby::list`, `Mapping::entry`,
+//! `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
 //! `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
 //! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
@@ -38,6 +40,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod arena;
 pub mod buffers;
 pub mod counters;
 pub mod daemon;
@@ -46,6 +49,8 @@ pub mod errors;
 pub mod fault;
 pub mod fill;
 pub mod interrupt;
+pub mod kernel_daemon;
+pub mod kernel_mapping;
 pub mod laundry;
 pub mod load;
 pub mod mapping;

@@ -16,6 +16,7 @@ use crate::page::{AHEAD, BAD, COVERED, DIRTY, HUGE, PageState, REFERENCED};
 use crate::page_cache::PAGE_CACHE;
 use crate::pageout;
 use crate::pmap::Tracking;
+use crate::pmap::kernel::Region;
 use crate::space::{MapEntry, SPACE};
 use crate::sys::memory::{self, HUGE_BYTES, Range, Touch};
 use crate::sys::thread;
@@ -324,6 +325,7 @@ fn refused(entry: &MapEntry, page: PageIndex, errno: i32) -> StoreError {
         offset: page.offset(entry.object.granule),
         errno: Some(errno),
         message: format!("the kernel refused a page: {}", crate::sys::errno_message(errno)),
+        part: None,
     }
 }
 
@@ -427,6 +429,7 @@ pub fn delivered(mapping: u64) {
             drop_filler(&entry);
         }
     }
+    SPACE.kernel_mut().values_mut().filter(|region| region.id == mapping).for_each(Region::delivered);
 }
 
 fn drop_filler(entry: &MapEntry) {

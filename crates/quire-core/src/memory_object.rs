@@ -105,8 +105,6 @@ pub struct MemoryObject {
     in_flight: AtomicU32,
 }
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
 impl MemoryObject {
     /// Bytes of a mapping of `size` bytes: whole hardware pages.
     ///
@@ -127,7 +125,7 @@ impl MemoryObject {
         let Plan { granule, budget, policy } = *plan;
         let mapped = Self::mapped_bytes(pager.store().size())?;
         let object = MemoryObject {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: interrupt::new_mapping_id(),
             granule,
             pages: PageTable::new(mapped.pages(granule))?,
             account: Account::new(budget),
@@ -303,12 +301,8 @@ impl MemoryObject {
             return false; // it was acted on meanwhile: the page can be had again
         }
         if next as u8 > self.condition.load(Ordering::Acquire) {
-            *failure = Some(PageError {
-                error,
-                source: self.pager.store().label().into(),
-                page: page.0,
-                mapping: self.id,
-            });
+            let source = error.source_in(self.pager.store().label()).into();
+            *failure = Some(PageError { error, source, page: page.0, mapping: self.id });
             self.condition.store(next as u8, Ordering::Release);
         }
         true

@@ -43,7 +43,8 @@ const EMPTY: State = State { users: 0, pmaps: Vec::new(), fill: None, daemon: No
 static RUNTIME: ForkMutex<State> = ForkMutex::new(EMPTY);
 static RUNTIME_HELD: HeldGuard<MutexGuard<'static, State>> = HeldGuard::new();
 
-fn once_per_process() {
+/// Has faults and forks come to us, once and for all; cheap when it is so already.
+pub fn once_per_process() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| at_fork(before_fork, after_fork_in_parent, after_fork_in_child));
     signal::install_fault_handlers(fault::on_signal);
@@ -187,6 +188,8 @@ extern "C" fn after_fork_in_child() {
         RETIRED.replace_in_child(None);
         interrupt::clear();
         signal::reset_in_child();
+        // What the kernel pages is inherited as it is; other threads' calls on it ended with them.
+        SPACE.kernel().values().for_each(|region| region.users.store(0, Ordering::Release));
         for entry in SPACE.entries_in_child() {
             entry.armed.store(false, Ordering::Release);
             // Failing here leaves a hole: a touch is then a SIGSEGV that finds the entry all the same.

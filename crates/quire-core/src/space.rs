@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::fill::FillPool;
 use crate::memory_object::{InFlight, MemoryObject};
 use crate::page::{HUGE, PageState};
 use crate::page_cache::PAGE_CACHE;
+use crate::pmap::kernel::Region;
 use crate::pmap::{Pmap, frames::Frames};
 use crate::sys::fork::{ForkCell, HeldGuard};
 use crate::sys::lock::RwLock;
@@ -96,10 +97,12 @@ impl MapEntry {
 /// All map entries of the process by start address.
 pub struct Space {
     entries: RwLock<BTreeMap<usize, Arc<MapEntry>>>,
+    kernel: RwLock<BTreeMap<usize, Region>>,
 }
 
 /// The one space of the process.
-pub static SPACE: Space = Space { entries: RwLock::new(BTreeMap::new()) };
+pub static SPACE: Space =
+    Space { entries: RwLock::new(BTreeMap::new()), kernel: RwLock::new(BTreeMap::new()) };
 
 impl Space {
     /// The entry that holds `address`, in use: it is not unmapped before the guard is dropped. It
@@ -124,6 +127,23 @@ impl Space {
         PAGE_CACHE.account.set_floor(least_budget(&entries));
     }
 
+    /// Whether an entry shows any of these addresses.
+    pub fn is_paged(&self, addresses: std::ops::Range<usize>) -> bool {
+        let entries = self.entries.read();
+        entries.values().any(|entry| entry.range.start < addresses.end && addresses.start < entry.range.end())
+    }
+
+    /// The ranges that the kernel pages (pmap `kernel`), by start address. Whoever holds the lock
+    /// touches no memory of a mapping.
+    pub fn kernel(&self) -> RwLockReadGuard<'_, BTreeMap<usize, Region>> {
+        self.kernel.read()
+    }
+
+    /// As [`Space::kernel`], to change them.
+    pub fn kernel_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<usize, Region>> {
+        self.kernel.write()
+    }
+
     /// All entries now, in use as in [`Space::find`].
     pub fn all(&self) -> Vec<(Arc<MapEntry>, InFlight)> {
         self.entries.read().values().map(|entry| (Arc::clone(entry), entry.object.enter())).collect()
@@ -134,14 +154,14 @@ impl Space {
         self.entries.read().values().cloned().collect()
     }
 
-    /// Number of entries.
+    /// Number of entries, those that the kernel pages not counted.
     pub fn len(&self) -> usize {
         self.entries.read().len()
     }
 
-    /// Whether there is no entry.
+    /// Whether nothing at all is mapped.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 && self.kernel().is_empty()
     }
 
     /// Takes the lock and keeps it.
@@ -150,8 +170,11 @@ impl Space {
     /// Only in the handler before a fork.
     #[allow(unsafe_code)]
     pub unsafe fn lock_for_fork(&'static self) {
-        // SAFETY: the guard of this lock, in the handler before a fork (contract).
-        unsafe { HELD.keep(self.entries.write()) }
+        // SAFETY: the guards of these locks, in the handler before a fork (contract).
+        unsafe {
+            HELD.keep(self.entries.write());
+            KERNEL_HELD.keep(self.kernel.write());
+        }
     }
 
     /// Gives back what [`Space::lock_for_fork`] took.
@@ -161,7 +184,10 @@ impl Space {
     #[allow(unsafe_code)]
     pub unsafe fn unlock_after_fork(&self) {
         // SAFETY: in the handlers after a fork (contract).
-        unsafe { HELD.let_go() }
+        unsafe {
+            KERNEL_HELD.let_go();
+            HELD.let_go();
+        }
     }
 }
 
@@ -174,3 +200,4 @@ fn least_budget(entries: &BTreeMap<usize, Arc<MapEntry>>) -> ByteCount {
 }
 
 static HELD: HeldGuard<RwLockWriteGuard<'static, BTreeMap<usize, Arc<MapEntry>>>> = HeldGuard::new();
+static KERNEL_HELD: HeldGuard<RwLockWriteGuard<'static, BTreeMap<usize, Region>>> = HeldGuard::new();

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -320,6 +321,13 @@ pub fn learn_main_thread() {
     }
 }
 
+/// As [`learn_main_thread`], where it is not known yet.
+pub fn know_main_thread() {
+    if MAIN_THREAD.load(Ordering::Acquire) == 0 {
+        learn_main_thread();
+    }
+}
+
 impl Interpreter for Python3 {
     fn raise_here(&self, error: &PageError) {
         if FINALIZING.load(Ordering::Acquire) {
@@ -341,8 +349,10 @@ impl Interpreter for Python3 {
         if !own.is_null() && holds_lock(own) {
             // SAFETY: just checked.
             set_exception(unsafe { Python::assume_attached() }, &request);
-        } else if is_main || own.is_null() || PID.load(Ordering::Acquire) != std::process::id() {
+        } else if is_main || own.is_null() || is_of_parent() {
             add_pending_call(raise_call, code as usize as *mut _);
+        } else if PID.load(Ordering::Acquire) == 0 || BELL.load(Ordering::Acquire) < 0 {
+            send_messenger(request);
         } else {
             ask_courier(request);
         }
@@ -354,6 +364,29 @@ impl Interpreter for Python3 {
         if bell >= 0 {
             ring(bell);
         }
+    }
+}
+
+/// Whether the courier that this process knows of runs in its parent.
+fn is_of_parent() -> bool {
+    let pid = PID.load(Ordering::Acquire);
+    pid != 0 && pid != std::process::id()
+}
+
+/// Where no courier runs, as mappings that the kernel pages keep none: a thread for this one errand.
+fn send_messenger(request: Request) {
+    let done = Arc::new(AtomicU32::new(0));
+    let told = Arc::clone(&done);
+    let sent = thread::spawn("quire-messenger", move || {
+        if !FINALIZING.load(Ordering::Acquire) {
+            Python::attach(|py| set_exception(py, &request));
+        }
+        told.store(1, Ordering::Release);
+        futex::wake_all(&told);
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while sent.is_ok() && done.load(Ordering::Acquire) == 0 && Instant::now() < deadline {
+        futex::wait(&done, 0, Duration::from_millis(50));
     }
 }
 

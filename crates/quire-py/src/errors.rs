@@ -117,7 +117,7 @@ pub fn from_store(py: Python<'_>, source: &str, error: &StoreError) -> PyErr {
         return interrupt;
     }
     let fields = [("offset", i64::try_from(error.offset.0).ok()), ("errno", error.errno.map(i64::from))];
-    new_error(py, class_name(error.code), &error.message, &fields, Some(source))
+    new_error(py, class_name(error.code), &error.message, &fields, Some(error.source_in(source)))
 }
 
 /// A source that could not be opened.

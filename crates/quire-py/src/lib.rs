@@ -3,9 +3,12 @@
 
 use pyo3::prelude::*;
 
+mod arena;
 mod courier;
 mod errors;
 mod exports;
+mod kernel_mapping;
+mod mapped;
 mod mapping;
 mod module;
 mod store;
@@ -17,15 +20,20 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     courier::register();
     m.add_class::<store::PyStore>()?;
     m.add_class::<mapping::MappingBase>()?;
+    m.add_class::<arena::ArenaBase>()?;
+    m.add_class::<kernel_mapping::KernelRange>()?;
+    m.add_class::<kernel_mapping::KernelMappingBase>()?;
     for function in [
         wrap_pyfunction!(store::open_file, m)?,
         wrap_pyfunction!(store::open_memory, m)?,
         wrap_pyfunction!(store::open_zero, m)?,
         wrap_pyfunction!(store::open_zstd, m)?,
+        wrap_pyfunction!(store::open_concat, m)?,
         wrap_pyfunction!(store::open_external, m)?,
         wrap_pyfunction!(store::open_faulty, m)?,
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
+        wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,

@@ -13,15 +13,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use quire_core::errors::{MapError, words_of};
 use quire_core::mapping::{Mapping, Mode, Options, Swapping};
-use quire_core::pager::swap::SwapPager;
-use quire_core::pmap::Kind;
 use quire_core::readahead::Advice;
 use quire_core::residency::PinError;
-use quire_core::store::Store;
 use quire_core::swap::Compression;
 use quire_core::sys::memory::page_bytes;
 use quire_core::units::ByteCount;
 
+use crate::mapped::{Mapped, Paged};
 use crate::store::PyStore;
 use crate::{courier, errors, exports, module};
 
@@ -39,11 +37,10 @@ fn compression_of(name: &str) -> PyResult<Compression> {
 /// Bytes that `read_bytes` and `write_bytes` copy at once.
 const COPY_BYTES: usize = 256 << 10;
 
-/// A mapped store. Thread-safe.
+/// Something mapped: by the constructor a store. Thread-safe.
 #[pyclass(subclass, module = "quire._core", frozen)]
 pub struct MappingBase {
-    mapping: Mapping,
-    store: Arc<dyn Store>,
+    mapping: Arc<dyn Mapped>,
     exports: AtomicUsize,
     pins: AtomicUsize,
     unmapped: AtomicBool,
@@ -105,30 +102,22 @@ impl MappingBase {
         })?;
         let opened = py.detach(|| Mapping::open(below, &options).inspect_err(|_| courier::leave()));
         let mapping = opened.map_err(|error| errors::from_map(py, Some(store.label()), &error))?;
-        Ok(MappingBase {
-            mapping,
-            store,
-            exports: AtomicUsize::new(0),
-            pins: AtomicUsize::new(0),
-            unmapped: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            watched: AtomicBool::new(false),
-        })
+        Ok(MappingBase::over(Arc::new(Paged { mapping, store })))
     }
 
     #[getter]
     fn address(&self) -> usize {
-        self.mapping.range().start
+        self.mapping.address()
     }
 
     #[getter]
     fn size_bytes(&self) -> u64 {
-        self.store.size().0
+        self.mapping.size()
     }
 
     #[getter]
     fn granule_bytes(&self) -> u64 {
-        self.mapping.object().granule.0
+        self.mapping.granule()
     }
 
     #[getter]
@@ -138,24 +127,24 @@ impl MappingBase {
 
     #[getter]
     fn pmap(&self) -> &'static str {
-        self.mapping.kind().name()
+        self.mapping.pmap()
     }
 
     /// How writes are noticed; None for a read-only mapping.
     #[getter]
     fn dirty_tracking(&self) -> Option<&'static str> {
-        self.mapping.tracking().map(|tracking| tracking.name())
+        self.mapping.tracking()
     }
 
     /// Whether the addresses may be touched.
     #[getter]
     fn has_pointer(&self) -> bool {
-        self.mapping.kind().has_pointer()
+        self.mapping.has_pointer()
     }
 
     #[getter]
     fn writable(&self) -> bool {
-        self.mapping.tracking().is_some()
+        self.mapping.writable()
     }
 
     #[getter]
@@ -183,7 +172,7 @@ impl MappingBase {
         if !discard {
             return self.end(py);
         }
-        self.store.close(); // refuses every write from here on
+        self.mapping.discard();
         let _ = self.end(py); // says that there was something to write
         Ok(())
     }
@@ -193,13 +182,13 @@ impl MappingBase {
     fn sync(&self, py: Python<'_>, offset: u64, length: Option<u64>) -> PyResult<()> {
         let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
         py.detach(|| self.mapping.sync(offset..end))
-            .map_err(|error| errors::from_store(py, self.store.label(), &error))
+            .map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// Has the pages of these bytes resident.
     fn populate(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
         py.detach(|| self.mapping.populate(offset..offset.saturating_add(length)))
-            .map_err(|error| errors::from_store(py, self.store.label(), &error))
+            .map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// Copies bytes of the mapping into a buffer of the caller's, which must lie in other memory.
@@ -222,7 +211,7 @@ impl MappingBase {
                 Ok(())
             })
         });
-        copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
+        copied.map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// Copies a buffer of the caller's into the mapping.
@@ -241,7 +230,7 @@ impl MappingBase {
                 self.mapping.write(at, &between)
             })
         });
-        copied.map_err(|error| errors::from_store(py, self.store.label(), &error))
+        copied.map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// How the mapping is going to be touched: "normal", "sequential" or "random".
@@ -265,8 +254,8 @@ impl MappingBase {
     fn pin_bytes(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
         let pinned = py.detach(|| self.mapping.pin(offset..offset.saturating_add(length)));
         pinned.map_err(|error| match error {
-            PinError::Map(error) => errors::from_map(py, Some(self.store.label()), &error),
-            PinError::Page(error) => errors::from_store(py, self.store.label(), &error),
+            PinError::Map(error) => errors::from_map(py, Some(self.mapping.label()), &error),
+            PinError::Page(error) => errors::from_store(py, self.mapping.label(), &error),
         })?;
         self.pins.fetch_add(1, Ordering::AcqRel);
         Ok(())
@@ -282,7 +271,7 @@ impl MappingBase {
     fn evict_bytes(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<u64> {
         py.detach(|| self.mapping.evict(offset..offset.saturating_add(length)))
             .map(|freed| freed.0)
-            .map_err(|error| errors::from_store(py, self.store.label(), &error))
+            .map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// Unmaps now, or when the last of the buffers exported goes. No Python code runs then: an
@@ -296,16 +285,7 @@ impl MappingBase {
 
     /// Counters, accounts and latencies.
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let object = self.mapping.object();
-        let dict = module::counters_dict(py, &object.counters)?;
-        module::account_items(&dict, &object.account)?;
-        dict.set_item("bytes_fetched", self.store.bytes_fetched())?;
-        dict.set_item("dirty_bytes", py.detach(|| self.mapping.dirty_bytes()).0)?;
-        dict.set_item("buffer_bytes", object.pager.standing_bytes().0)?;
-        let swap = object.pager.swap().map(SwapPager::swap);
-        dict.set_item("swap_bytes", swap.map_or(0, |swap| swap.used().0))?;
-        dict.set_item("swap_limit_bytes", swap.map_or(0, |swap| swap.limit().0))?;
-        Ok(dict)
+        self.mapping.statistics(py)
     }
 
     /// Why the mapping has failed; None when it has not.
@@ -322,7 +302,7 @@ impl MappingBase {
     fn set_budget(&self, py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
         let budget = ByteCount(budget_bytes.unwrap_or(u64::MAX));
         py.detach(|| self.mapping.set_budget(budget))
-            .map_err(|error| errors::from_map(py, Some(self.store.label()), &error))
+            .map_err(|error| errors::from_map(py, Some(self.mapping.label()), &error))
     }
 
     /// # Safety
@@ -343,8 +323,8 @@ impl MappingBase {
         if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE && !writable {
             return refuse("a writable view of a mapping that was opened with mode \"r\" (read-only)");
         }
-        let len = isize::try_from(slf.store.size().0).expect("mapped sizes fit the address space");
-        let start = slf.mapping.range().start as *mut _;
+        let len = isize::try_from(slf.mapping.size()).expect("mapped sizes fit the address space");
+        let start = slf.mapping.address() as *mut _;
         let readonly = c_int::from(!writable);
         // SAFETY: the range stays mapped while the view holds a reference to `slf`: `unmap` refuses
         // while exports are counted, and a drop needs the last reference.
@@ -353,9 +333,10 @@ impl MappingBase {
             return Err(PyErr::fetch(slf.py()));
         }
         slf.exports.fetch_add(1, Ordering::AcqRel);
-        let cold = slf.mapping.kind() != Kind::Uffd; // the kernel cannot have its pages brought in
-        if cold && !slf.watched.swap(true, Ordering::AcqRel) {
-            exports::watch(slf.py(), slf.mapping.range());
+        if let Some(range) = slf.mapping.unfilled()
+            && !slf.watched.swap(true, Ordering::AcqRel)
+        {
+            exports::watch(slf.py(), range);
         }
         // SAFETY: just filled; released on error.
         unsafe { exports::hold(slf.py(), view, flags) }
@@ -371,9 +352,26 @@ impl MappingBase {
 }
 
 impl MappingBase {
+    /// The Python face of something mapped.
+    pub fn over(mapping: Arc<dyn Mapped>) -> Self {
+        MappingBase {
+            mapping,
+            exports: AtomicUsize::new(0),
+            pins: AtomicUsize::new(0),
+            unmapped: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether anything refers to the addresses.
+    pub fn has_views(&self) -> bool {
+        self.exports.load(Ordering::Acquire) > 0
+    }
+
     /// `len`, if so many bytes from `offset` on lie in the mapping.
     fn require_inside(&self, offset: u64, len: usize) -> PyResult<usize> {
-        let size = self.store.size().0;
+        let size = self.mapping.size();
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
             return Err(PyValueError::new_err(format!(
                 "{len} bytes from byte {offset} on do not lie in a mapping of {size}"
@@ -390,12 +388,8 @@ impl MappingBase {
         if self.watched.swap(false, Ordering::AcqRel) {
             exports::unwatch(py);
         }
-        let written = py.detach(|| {
-            let written = self.mapping.unmap();
-            courier::leave();
-            written
-        });
-        written.map_err(|error| errors::from_store(py, self.store.label(), &error))
+        py.detach(|| self.mapping.unmap())
+            .map_err(|error| errors::from_store(py, self.mapping.label(), &error))
     }
 
     /// As `end`, where nobody can be told but `sys.unraisablehook`.

@@ -98,7 +98,7 @@ pub fn statistics(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// Number of mappings that are open.
 #[pyfunction]
 pub fn live_mappings() -> usize {
-    SPACE.len()
+    SPACE.len() + SPACE.kernel().len()
 }
 
 /// In the child of a fork: makes the mappings ready there. Where the kernel refuses, the first

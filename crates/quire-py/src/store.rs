@@ -13,6 +13,7 @@ use quire_core::errors::{FaultCode, OpenError, StoreError};
 use quire_core::interrupt;
 use quire_core::pager::channel::Shape;
 use quire_core::pager::external::{ExternalStore, Facts, Recipe};
+use quire_core::store::concat::{ConcatStore, Part};
 use quire_core::store::faulty::{FaultPlan, FaultyStore, Operation};
 use quire_core::store::file::FileStore;
 use quire_core::store::memory::MemoryStore;
@@ -29,6 +30,7 @@ enum Kind {
     File,
     Memory,
     Zstd(Arc<ZstdStore>),
+    Concat,
     External(Arc<ExternalStore>),
     Faulty,
 }
@@ -125,6 +127,7 @@ impl PyStore {
             Kind::File => dict.set_item("kind", "file")?,
             Kind::Memory => dict.set_item("kind", "memory")?,
             Kind::Faulty => dict.set_item("kind", "faulty")?,
+            Kind::Concat => dict.set_item("kind", "concat")?,
             Kind::Zstd(zstd) => {
                 dict.set_item("kind", "zstd")?;
                 dict.set_item("frames", zstd.frame_count())?;
@@ -179,6 +182,23 @@ pub fn open_zstd(py: Python<'_>, inner: &PyStore) -> PyResult<PyStore> {
     let opened = py.detach(|| ZstdStore::open(below));
     let store = Arc::new(opened.map_err(|error| errors::from_open(py, inner.store.label(), &error))?);
     Ok(PyStore::new(store.clone(), Kind::Zstd(store), inner.version.clone()))
+}
+
+/// Parts of stores, given as (store, offset, bytes), one behind the other.
+#[pyfunction]
+pub fn open_concat(
+    parts: Vec<(PyRef<'_, PyStore>, u64, u64)>,
+    label: String,
+    version: Option<String>,
+) -> PyResult<PyStore> {
+    let part = |(store, offset, size): (PyRef<'_, PyStore>, u64, u64)| Part {
+        store: store.store(),
+        offset: ByteOffset(offset),
+        size: ByteCount(size),
+    };
+    let store = ConcatStore::new(label, parts.into_iter().map(part).collect())
+        .ok_or_else(|| PyValueError::new_err("a part does not lie in its store, or they are too long"))?;
+    Ok(PyStore::new(Arc::new(store), Kind::Concat, version))
 }
 
 /// A store in a pager process started from `argv`, which unpickles `recipe`.

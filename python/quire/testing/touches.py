@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import quire
 
-__all__ = ["TOUCHES", "Array", "MappedSource", "Touch", "equals"]
+__all__ = ["TOUCHES", "Array", "MappedSource", "Touch", "equals", "touch"]
 
 Array = np.ndarray[Any, Any]
 Touch = Callable[[Array], object]
@@ -35,6 +35,20 @@ class MappedSource:
     def drop_array(self) -> None:
         """Lets the array go, so that the mapping can be closed."""
         self._array = None
+
+
+def touch(array: Array, index: int, value: int | None = None) -> int:
+    """A write where there is a ``value``, and a read; then a moment for their exception to come.
+
+    >>> touch(np.arange(5), 3)
+    3
+    """
+    if value is not None:
+        array[index] = value
+    found = int(array[index])
+    for _ in range(10):
+        pass
+    return found
 
 
 def equals(one: Array, other: Array) -> bool:

@@ -238,6 +238,7 @@ impl Channel {
             offset,
             errno: (errno != 0).then_some(errno),
             message,
+            part: None,
         }))
     }
 
@@ -349,6 +350,7 @@ fn check_patience(offset: ByteOffset, deadline: Instant) -> Result<(), NoAnswer>
             offset,
             errno: Some(libc::ETIMEDOUT),
             message: "the store gave no answer within the mapping's timeout".into(),
+            part: None,
         }));
     }
     Ok(())

@@ -147,7 +147,7 @@ impl ExternalStore {
             };
             let code = if interrupt::pending() { FaultCode::Interrupted } else { FaultCode::PagerDied };
             let message = format!("the pager process died and could not be started again: {reason}");
-            StoreError { code, offset, errno, message }
+            StoreError { code, offset, errno, message, part: None }
         };
         let closed = &self.closed;
         let mut go_on = || !interrupt::pending() && !closed.load(Ordering::Acquire);

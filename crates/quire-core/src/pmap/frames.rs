@@ -136,7 +136,7 @@ impl Frames {
         self.pagemap.as_ref().ok_or(libc::ENOTSUP)?.take_written(range, found)
     }
 
-    /// The pages written since they were protected, some of them more than once.
+    /// As [`Frames::take_written`], but protects nothing.
     pub fn look_at_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
         self.pagemap.as_ref().ok_or(libc::ENOTSUP)?.look_at_written(range, found)
     }

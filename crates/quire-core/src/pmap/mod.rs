@@ -13,6 +13,7 @@ pub mod alias;
 pub mod frames;
 pub mod guard;
 pub mod inline;
+pub mod kernel;
 pub mod mprotect;
 pub mod soft;
 pub mod uffd;

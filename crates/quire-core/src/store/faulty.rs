@@ -93,7 +93,7 @@ impl FaultyStore {
         self.wait(offset)?;
         let Some(code) = self.plan.code else { return Ok(()) };
         let message = "a fault that a test injected".into();
-        Err(StoreError { code, offset, errno: self.plan.errno, message })
+        Err(StoreError { code, offset, errno: self.plan.errno, message, part: None })
     }
 
     fn wait(&self, offset: ByteOffset) -> Result<(), StoreError> {

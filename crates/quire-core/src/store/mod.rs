@@ -6,6 +6,7 @@
 use crate::errors::{FaultCode, StoreError};
 use crate::units::{ByteCount, ByteOffset};
 
+pub mod concat;
 pub mod faulty;
 pub mod file;
 pub mod memory;

@@ -293,7 +293,7 @@ fn undecodable(code: zstd_safe::ErrorCode) -> Failure {
 
 fn no_memory(offset: ByteOffset) -> StoreError {
     let message = "no memory to decode a zstd frame; free some, or repack it with smaller frames".into();
-    StoreError { code: FaultCode::Io, offset, errno: Some(libc::ENOMEM), message }
+    StoreError { code: FaultCode::Io, offset, errno: Some(libc::ENOMEM), message, part: None }
 }
 
 /// Makes `buffer` at least `len` long; its content is then unspecified.

@@ -381,12 +381,12 @@ fn is_disk_full(error: &io::Error) -> bool {
 }
 
 fn full(offset: ByteOffset, message: String) -> StoreError {
-    StoreError { code: FaultCode::SwapFull, offset, errno: Some(libc::ENOSPC), message }
+    StoreError { code: FaultCode::SwapFull, offset, errno: Some(libc::ENOSPC), message, part: None }
 }
 
 fn no_memory(offset: ByteOffset, what: &str) -> StoreError {
     let message = format!("no memory {what}; free some");
-    StoreError { code: FaultCode::Io, offset, errno: Some(libc::ENOMEM), message }
+    StoreError { code: FaultCode::Io, offset, errno: Some(libc::ENOMEM), message, part: None }
 }
 
 fn no_buffer(error: &MapError) -> StoreError {

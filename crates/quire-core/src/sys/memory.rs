@@ -32,6 +32,11 @@ impl Range {
     pub fn contains(self, address: usize) -> bool {
         address.wrapping_sub(self.start) < self.len
     }
+
+    /// The address after the last.
+    pub fn end(self) -> usize {
+        self.start + self.len
+    }
 }
 
 /// What a thread was about to do when it faulted, where that is known.
@@ -178,6 +183,18 @@ pub fn is_present(address: usize) -> Option<bool> {
     // SAFETY: one byte for one page; an address that is not mapped is an error.
     let rc = unsafe { libc::mincore(start as *mut _, page_bytes(), &raw mut present) };
     (rc == 0).then_some(present & 1 != 0)
+}
+
+/// Where the map entry that holds an address begins (/proc/self/maps): one that grows down begins
+/// before the address it was mapped at.
+pub fn start_of_entry(address: usize) -> Option<usize> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let bounds = maps.lines().filter_map(|line| line.split_once(' ')?.0.split_once('-'));
+    let number = |text: &str| usize::from_str_radix(text, 16).ok();
+    bounds
+        .filter_map(|(start, end)| Some((number(start)?, number(end)?)))
+        .find(|(start, end)| (*start..*end).contains(&address))
+        .map(|(start, _)| start)
 }
 
 /// Whether the kernel can read a byte at `address` on behalf of this thread; raises no signal. It

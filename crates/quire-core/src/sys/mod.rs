@@ -2,12 +2,14 @@
 //! kernel in functions whose safety rules are stated; nothing here knows of pages' states.
 
 pub mod arena;
+pub mod backing;
 pub mod fork;
 pub mod futex;
 pub mod lazy_words;
 pub mod lock;
 pub mod locked;
 pub mod memory;
+pub mod mmap;
 pub mod pagemap;
 pub mod process;
 pub mod signal;

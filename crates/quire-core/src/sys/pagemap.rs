@@ -15,6 +15,16 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const REGIONS: usize = 256;
 
+/// The pages that a scan tells of, by the categories they are in.
+struct Wanted {
+    all_of: u64,
+    /// Beside those one of these, if there are any.
+    any_of: u64,
+}
+
+const WRITTEN: Wanted = Wanted { all_of: PAGE_IS_WRITTEN, any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED };
+const PRESENT: Wanted = Wanted { all_of: PAGE_IS_PRESENT, any_of: 0 };
+
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Region {
@@ -58,18 +68,50 @@ impl Pagemap {
     /// # Errors
     /// The errno.
     pub fn take_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
-        self.scan(range, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, found)
+        self.scan(range, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, &WRITTEN, found)
     }
 
-    /// As [`Pagemap::take_written`], but protects nothing; a run may be told of more than once.
+    /// As [`Pagemap::take_written`], but protects nothing.
     ///
     /// # Errors
     /// The errno.
     pub fn look_at_written(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
-        self.scan(range, PM_SCAN_CHECK_WPASYNC, found)
+        self.look(range, PM_SCAN_CHECK_WPASYNC, &WRITTEN, found)
     }
 
-    fn scan(&self, range: Range, flags: u64, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+    /// Tells `found` of the runs of pages in `range` that have translations, in order of address.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn present(&self, range: Range, found: &mut dyn FnMut(Range)) -> Result<(), i32> {
+        self.look(range, 0, &PRESENT, found)
+    }
+
+    /// A scan that changes nothing. The kernel may tell of a page twice then; `found` is told once.
+    fn look(
+        &self,
+        range: Range,
+        flags: u64,
+        wanted: &Wanted,
+        found: &mut dyn FnMut(Range),
+    ) -> Result<(), i32> {
+        let mut told = range.start;
+        self.scan(range, flags, wanted, &mut |run| {
+            let start = run.start.max(told);
+            if start < run.end() {
+                found(Range { start, len: run.end() - start });
+                told = run.end();
+            }
+        })
+    }
+
+    fn scan(
+        &self,
+        range: Range,
+        flags: u64,
+        wanted: &Wanted,
+        found: &mut dyn FnMut(Range),
+    ) -> Result<(), i32> {
         let mut regions = [Region::default(); REGIONS];
         let (mut at, end) = (range.start as u64, (range.start + range.len) as u64);
         while at < end {
@@ -83,9 +125,9 @@ impl Pagemap {
                 vec_len: REGIONS as u64,
                 max_pages: 0,
                 category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_WRITTEN,
+                category_mask: wanted.all_of,
+                category_anyof_mask: wanted.any_of,
+                return_mask: wanted.all_of,
             };
             // SAFETY: the struct has the size it says, and the vector the length; both outlive the call.
             let got = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut args) };

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import quire
-from quire import _core
+from quire import _core, shared_names
+from quire.errors import SourceError
 from quire.sizes import format_size
 from quire.tools.parameters import Flag
 
@@ -41,7 +42,7 @@ def doctor(*, json: Flag = False) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """What matters to quire on this machine, fit for JSON."""
+    """What matters to quire on this machine, fit for JSON; takes stale names away."""
     return {
         "pmaps": _core.probe(),
         "exports_unwatched": _core.watch_exports(),
@@ -54,6 +55,7 @@ def examine() -> dict[str, Any]:
         "budget_bytes": _core.budget(),
         "unprivileged_userfaultfd": _read_word(SYSCTL),
         "userfaultfd_device": _device(),
+        "shared_names": _shared_names(),
         "seccomp": SECCOMP_WORDS.get(_status("Seccomp"), "unknown"),
     }
 
@@ -102,6 +104,7 @@ def _text(facts: dict[str, Any]) -> list[str]:
         (str(DEVICE), facts["userfaultfd_device"]),
         ("seccomp", facts["seccomp"]),
         ("system calls by quire", _exports(facts["exports_unwatched"])),
+        ("shared memory", facts["shared_names"]),
     ]
     width = max(len(name) for name, _ in named)
     lines += ["", *(f"{name:<{width}}  {value}" for name, value in named), ""]
@@ -118,6 +121,14 @@ def _exports(reason: str | None) -> str:
     if reason is None:
         return "an array's pages are brought in before them, up to 64 MiB; pin what is longer"
     return f"not here, pin what they use: {reason}"
+
+
+def _shared_names() -> str:
+    try:
+        held, gone = shared_names.sweep()
+    except SourceError as error:
+        return str(error)
+    return f"{held} names are held; {gone} that nobody held were removed"
 
 
 def _device() -> str:

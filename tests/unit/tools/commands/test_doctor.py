@@ -1,7 +1,8 @@
 import json
 import re
 
-from quire import _core
+import quire
+from quire import _core, shared_records
 from quire.tools.cli import main
 from quire.tools.commands import doctor
 
@@ -73,3 +74,18 @@ def test_machine_without_the_files(monkeypatch, tmp_path):
     assert facts["unprivileged_userfaultfd"] is None
     assert facts["userfaultfd_device"] == "not there"
     assert facts["seccomp"] == "unknown"
+
+
+def test_shared_names_that_nobody_holds(monkeypatch, tmp_path):
+    folder = tmp_path / "names"
+    monkeypatch.setattr(shared_records, "folder_path", lambda: str(folder))
+    assert doctor.examine()["shared_names"].startswith("0 names are held")
+    with quire.shared("held", 1):
+        (folder / "name.stale").touch(mode=0o600)
+        said = doctor.examine()["shared_names"]
+        assert said == "1 names are held; 1 that nobody held were removed"
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    shared_records.checked_folder.cache_clear()
+    assert "not safe to use" in doctor.examine()["shared_names"]
+    shared_records.checked_folder.cache_clear()

@@ -1,0 +1,530 @@
+//! A mapping by pmap `kernel`: what the interpreter's side holds of a [`Region`] in the space.
+//!
+//! Calls that use the range and change none of it (sync, advice, copies) are counted as its users;
+//! what changes it (resize, split, unmap) waits until there are none.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::counters::{RETIRED, add};
+use crate::errors::{FaultCode, MapError, StoreError};
+use crate::interrupt::PageError;
+use crate::kernel_daemon;
+use crate::pmap::kernel::{self, Ask, Region, Wishes, arena};
+use crate::runtime;
+use crate::space::SPACE;
+use crate::sys::backing::Opened;
+use crate::sys::lock::Mutex;
+use crate::sys::memory::{Range, page_bytes};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::{futex, mmap, signal};
+use crate::units::ByteOffset;
+
+const GONE: usize = 0;
+thread_local! {
+    /// This thread takes the signals of faults.
+    static READY: Cell<bool> = const { Cell::new(false) };
+}
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What can be mapped.
+pub enum Source<'a> {
+    /// A file or device by its path; `true` to write to it.
+    Path(&'a Path, bool),
+    /// A descriptor, which stays the caller's.
+    Descriptor(i32),
+    /// Memory of no file.
+    Anonymous,
+}
+
+/// A range of the space; unmapped on drop.
+pub struct KernelMapping {
+    /// Where it begins in the space; [`GONE`] when it is unmapped.
+    start: AtomicUsize,
+    /// Pages that could not be had.
+    errors: Arc<AtomicU64>,
+    wishes: Arc<Wishes>,
+    source: Arc<str>,
+    pins: Mutex<Vec<std::ops::Range<u64>>>,
+}
+
+/// What a call sees of a region while it uses it.
+pub struct InUse {
+    /// The pages.
+    pub range: Range,
+    /// Address of the first byte that was asked for.
+    pub address: usize,
+    /// Bytes that were asked for.
+    pub size: u64,
+    /// PROT_ bits.
+    pub prot: i32,
+    users: Arc<AtomicU32>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            futex::wake_all(&self.users);
+        }
+    }
+}
+
+fn sys(call: &'static str, errno: i32) -> MapError {
+    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
+}
+
+fn closed() -> MapError {
+    MapError::Invalid("the mapping is closed".into())
+}
+
+impl KernelMapping {
+    /// Maps `size` bytes of a source, all from the offset on when absent.
+    ///
+    /// # Errors
+    /// `Sys` with the call that was refused, `Invalid`.
+    pub fn map(from: &Source<'_>, size: Option<u64>, ask: Ask) -> Result<Self, MapError> {
+        let ask = Self::opened(from, size, ask)?;
+        if ask.flags & libc::MAP_FIXED == 0 {
+            return Region::map(ask).map(Self::enter);
+        }
+        // What another mapping of quire shows is not to be lost: nobody enters one meanwhile.
+        let mut regions = SPACE.kernel_mut();
+        let end =
+            ask.address.saturating_add(usize::try_from(ask.size.max(ask.reserve)).unwrap_or(usize::MAX));
+        let before =
+            |region: &Region| region.range.start < end && ask.address < region.range.start + region.reserved;
+        if regions.values().any(before) || SPACE.is_paged(ask.address..end) {
+            let message = "another mapping of quire is there".into();
+            return Err(MapError::Sys { call: "mmap", errno: libc::EEXIST, message });
+        }
+        Region::map(ask).map(|region| Self::enter_in(&mut regions, region))
+    }
+
+    /// What is asked for, opened; the process and this thread are ready for its faults.
+    pub(crate) fn opened(from: &Source<'_>, size: Option<u64>, mut ask: Ask) -> Result<Ask, MapError> {
+        let opened = match *from {
+            Source::Path(path, writable) => Some(Opened::path(path, writable)),
+            Source::Descriptor(fd) => Some(Opened::descriptor(fd)),
+            Source::Anonymous => None,
+        };
+        ask.opened = opened.transpose().map_err(|error| kernel::sys_io("open", &error))?;
+        ask.size = match (size, &ask.opened) {
+            (Some(size), _) => size,
+            (None, Some(opened)) => length_of(opened, ask.offset)?,
+            (None, None) => return Err(MapError::Invalid("anonymous memory needs a size".into())),
+        };
+        Self::be_ready();
+        Ok(ask)
+    }
+
+    /// Makes the process and this thread ready for faults.
+    pub(crate) fn be_ready() {
+        if READY.replace(true) {
+            signal::keep_fault_handlers();
+        } else {
+            runtime::once_per_process();
+        }
+    }
+
+    /// Where it begins in the space.
+    pub(crate) fn start(&self) -> usize {
+        self.start.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn enter(region: Region) -> Self {
+        Self::enter_in(&mut SPACE.kernel_mut(), region)
+    }
+
+    pub(crate) fn enter_in(regions: &mut BTreeMap<usize, Region>, region: Region) -> Self {
+        let start = AtomicUsize::new(region.range.start);
+        let mapping = KernelMapping {
+            start,
+            errors: Arc::clone(&region.errors),
+            wishes: Arc::clone(&region.wishes),
+            source: Arc::clone(&region.source),
+            pins: Mutex::default(),
+        };
+        kernel_daemon::notice(&region);
+        regions.insert(region.range.start, region);
+        mapping
+    }
+
+    /// Name of what is mapped.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Pages that could not be had, of what is placed in it too.
+    pub fn errors(&self) -> u64 {
+        let regions = SPACE.kernel();
+        let Some(region) = regions.get(&self.start()) else { return self.errors.load(Ordering::Relaxed) };
+        let within = regions.range(self.start()..region.range.start + region.reserved);
+        within.map(|(_, region)| region.errors.load(Ordering::Relaxed)).sum()
+    }
+
+    /// What it wishes of the daemon, and what came of it.
+    pub fn wishes(&self) -> &Wishes {
+        &self.wishes
+    }
+
+    /// Bounds the pages of a file that are resident, in the page cache too if it `drops`.
+    ///
+    /// # Errors
+    /// `Invalid` where pages have no other home than memory, or are not counted.
+    pub fn set_budget(&self, budget: u64, drops: bool) -> Result<(), MapError> {
+        let can = |region: &Region| {
+            let file = region.backing.as_ref().is_some_and(|file| file.is_regular());
+            file && !region.is_private_writable() && region.page == page_bytes()
+        };
+        if budget != u64::MAX && !self.look(can).ok_or_else(closed)? {
+            return Err(MapError::Invalid(
+                "the kernel keeps no budget for this mapping, as its pages have no other home than memory: open it \
+                 with pmap \"uffd\", \"inline\", \"guard\" or \"mprotect\" (quire.open, quire.anonymous)"
+                    .into(),
+            ));
+        }
+        self.wishes.drops.store(drops, Ordering::Relaxed);
+        self.wishes.budget.store(budget, Ordering::Relaxed);
+        self.look(kernel_daemon::notice);
+        Ok(())
+    }
+
+    /// Looks at the region; `None` when it is unmapped.
+    pub fn look<T>(&self, look: impl FnOnce(&Region) -> T) -> Option<T> {
+        SPACE.kernel().get(&self.start.load(Ordering::Acquire)).map(look)
+    }
+
+    /// Uses the region: it is not changed before the guard is dropped.
+    ///
+    /// # Errors
+    /// `Invalid` when it is unmapped.
+    pub fn in_use(&self) -> Result<InUse, MapError> {
+        let used = self.look(|region| {
+            region.users.fetch_add(1, Ordering::AcqRel);
+            InUse {
+                range: region.range,
+                address: region.range.start + region.slack,
+                size: region.size,
+                prot: region.prot,
+                users: Arc::clone(&region.users),
+            }
+        });
+        used.ok_or_else(closed)
+    }
+
+    /// Changes the region while nobody uses it.
+    fn change<T>(&self, change: impl FnOnce(&mut Region) -> Result<T, MapError>) -> Result<T, MapError> {
+        let mut change = Some(change);
+        loop {
+            let users = {
+                let mut regions = SPACE.kernel_mut();
+                let region = regions.get_mut(&self.start.load(Ordering::Acquire)).ok_or_else(closed)?;
+                if region.users.load(Ordering::Acquire) == 0 {
+                    let changed = change.take().map(|change| change(&mut *region));
+                    let (before, now) = (self.start.load(Ordering::Acquire), region.range.start);
+                    if before != now
+                        && let Some(moved) = regions.remove(&before)
+                    {
+                        regions.insert(now, moved);
+                        self.start.store(now, Ordering::Release);
+                    }
+                    return changed.unwrap_or_else(|| Err(closed()));
+                }
+                Arc::clone(&region.users)
+            };
+            wait_idle(&users);
+        }
+    }
+
+    /// What is wrong now, with it or what is placed in it; what has healed is forgotten.
+    pub fn failure(&self) -> Option<PageError> {
+        let mut regions = SPACE.kernel_mut();
+        let start = self.start.load(Ordering::Acquire);
+        let end = start + regions.get(&start)?.reserved;
+        regions.range_mut(start..end).find_map(|(_, region)| region.failure())
+    }
+
+    /// Copies bytes of the mapping.
+    ///
+    /// # Errors
+    /// Why a page could not be had.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), StoreError> {
+        let used = self.in_use().map_err(|_| not_here(offset))?;
+        // SAFETY: `into` is the caller's; the other side stays mapped while it is in use.
+        let copied = unsafe {
+            kernel::copy((used.address + offset as usize) as *const u8, into.as_mut_ptr(), into.len())
+        };
+        copied.map_err(|id| self.take_failure(id, offset))
+    }
+
+    /// Copies bytes into the mapping.
+    ///
+    /// # Errors
+    /// Why a page could not be had.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let used = self.in_use().map_err(|_| not_here(offset))?;
+        // SAFETY: as in `read`; where it may not be written, the fault says so.
+        let copied =
+            unsafe { kernel::copy(bytes.as_ptr(), (used.address + offset as usize) as *mut u8, bytes.len()) };
+        copied.map_err(|id| self.take_failure(id, offset))
+    }
+
+    /// The error that a copy has met, in this region or one that is placed in it; it is told by this
+    /// very call.
+    fn take_failure(&self, id: u64, offset: u64) -> StoreError {
+        let mut regions = SPACE.kernel_mut();
+        let met = regions.values_mut().find(|region| region.id == id).and_then(|region| {
+            let failure = region.last_failure();
+            region.delivered();
+            failure
+        });
+        let passed = "a page could not be had for a moment: try again";
+        met.map_or_else(
+            || StoreError::new(FaultCode::Io, ByteOffset(offset), passed),
+            |failure| StoreError { part: Some(failure.source.into()), ..failure.error },
+        )
+    }
+
+    /// msync(2) of the pages around some bytes.
+    ///
+    /// # Errors
+    /// The errno as a store error.
+    pub fn sync(&self, offset: u64, len: u64, flags: i32) -> Result<(), StoreError> {
+        let used = self.in_use().map_err(|_| not_here(offset))?;
+        let range = self.around(offset, len);
+        if range.len == 0 {
+            return Ok(());
+        }
+        mmap::sync(range, flags).map_err(|errno| StoreError {
+            code: FaultCode::WriteBack,
+            offset: ByteOffset(offset + self.look(|region| region.offset + region.slack as u64).unwrap_or(0)),
+            errno: Some(errno),
+            message: sync_message(errno, used.size),
+            part: None,
+        })
+    }
+
+    fn around(&self, offset: u64, len: u64) -> Range {
+        self.look(|region| region.around(offset, len)).unwrap_or(Range { start: 0, len: 0 })
+    }
+
+    /// madvise(2) on the pages around some bytes, or those `inside` of them.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn advise(&self, offset: u64, len: u64, advice: i32, inside: bool) -> Result<(), MapError> {
+        let _used = self.in_use()?;
+        let range = if inside {
+            self.look(|region| region.inside(offset, len)).ok_or_else(closed)?
+        } else {
+            self.around(offset, len)
+        };
+        if range.len == 0 {
+            return Ok(());
+        }
+        if matches!(advice, libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL) {
+            self.wishes.advised.store(true, Ordering::Relaxed);
+        }
+        // SAFETY: pages of the region, which is in use; what the advice does is meant.
+        unsafe { mmap::advise(range, advice) }.map_err(|errno| sys("madvise", errno))
+    }
+
+    /// Locks pages in memory (mlock2(2)), or ends it.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn lock(&self, offset: u64, len: u64, on_fault: bool) -> Result<(), MapError> {
+        let _used = self.in_use()?;
+        mmap::lock(self.around(offset, len), on_fault).map_err(|errno| sys("mlock", errno))
+    }
+
+    /// Ends [`KernelMapping::lock`].
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn unlock(&self, offset: u64, len: u64) -> Result<(), MapError> {
+        let _used = self.in_use()?;
+        mmap::unlock(self.around(offset, len)).map_err(|errno| sys("munlock", errno))
+    }
+
+    /// Keeps pages in memory until [`KernelMapping::unpin`]; pins may overlap.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn pin(&self, span: std::ops::Range<u64>) -> Result<(), MapError> {
+        let mut pins = self.pins.lock();
+        self.lock(span.start, span.end - span.start, false)?;
+        pins.push(span);
+        Ok(())
+    }
+
+    /// Ends one pin of these bytes.
+    pub fn unpin(&self, span: std::ops::Range<u64>) {
+        let mut pins = self.pins.lock();
+        if let Some(index) = pins.iter().position(|pin| *pin == span) {
+            pins.swap_remove(index);
+            let _ = self.unlock(span.start, span.end - span.start);
+            // What other pins share with it.
+            pins.iter().for_each(|pin| {
+                let _ = self.lock(pin.start, pin.end - pin.start, false);
+            });
+        }
+    }
+
+    /// NUMA placement (mbind(2)).
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn bind(&self, policy: i32, nodes: u64, moves: bool) -> Result<(), MapError> {
+        let used = self.in_use()?;
+        mmap::bind(used.range, policy, nodes, moves).map_err(|errno| sys("mbind", errno))
+    }
+
+    /// Names its memory in /proc/self/maps.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn name(&self, name: Option<&CStr>) -> Result<(), MapError> {
+        let used = self.in_use()?;
+        mmap::name(used.range, name).map_err(|errno| sys("prctl", errno))
+    }
+
+    /// A byte for each page: 1 in memory, 0 not.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn resident(&self) -> Result<Vec<u8>, MapError> {
+        let used = self.in_use()?;
+        mmap::resident(used.range).map_err(|errno| sys("mincore", errno))
+    }
+
+    /// Bytes of pages that this process has translations for.
+    pub fn present_bytes(&self) -> u64 {
+        let Ok(used) = self.in_use() else { return 0 };
+        let mut sum = 0;
+        let scanned =
+            Pagemap::open().and_then(|map| map.present(used.range, &mut |run| sum += run.len as u64));
+        if scanned.is_err() {
+            let pages = mmap::resident(used.range).unwrap_or_default();
+            sum = pages.iter().map(|page| u64::from(*page)).sum::<u64>() * page_bytes() as u64;
+        }
+        sum
+    }
+
+    /// mprotect(2) of the pages around some bytes.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn protect(&self, offset: u64, len: u64, prot: i32) -> Result<(), MapError> {
+        self.change(|region| region.protect(offset, len, prot))
+    }
+
+    /// See [`Region::resize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize(&self, size: u64, views: bool) -> Result<bool, MapError> {
+        self.change(|region| region.resize(size, views))
+    }
+
+    /// See [`Region::unmap_part`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unmap_part(&self, offset: u64, len: u64) -> Result<(), MapError> {
+        self.change(|region| region.unmap_part(offset, len))
+    }
+
+    /// See [`Region::seal`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal(&self) -> Result<(), MapError> {
+        self.change(Region::seal)
+    }
+
+    /// Keeps what comes before a byte; the rest is the mapping that is returned.
+    ///
+    /// # Errors
+    /// As [`Region::split`].
+    pub fn split(&self, at: u64) -> Result<KernelMapping, MapError> {
+        self.change(|region| region.split(at)).map(Self::enter)
+    }
+
+    /// Unmaps. The caller has made sure that nothing refers to the addresses any more.
+    pub fn unmap(&self) {
+        let start = self.start.swap(GONE, Ordering::AcqRel);
+        while let Some(users) = Self::unmap_idle(start) {
+            wait_idle(&users);
+        }
+    }
+
+    /// Takes a region out of the space and unmaps it; who uses it, if anyone does.
+    fn unmap_idle(start: usize) -> Option<Arc<AtomicU32>> {
+        let mut regions = SPACE.kernel_mut();
+        let region = regions.get_mut(&start)?;
+        if region.users.load(Ordering::Acquire) > 0 {
+            return Some(Arc::clone(&region.users));
+        }
+        let errors = region.errors.load(Ordering::Relaxed);
+        if errors > 0 {
+            add(&RETIRED.lock().get_or_insert_default().errors, errors);
+        }
+        if let Some(region) = arena::take(&mut regions, start) {
+            drop(regions);
+            region.unmap();
+        }
+        None
+    }
+}
+
+impl Drop for KernelMapping {
+    fn drop(&mut self) {
+        self.unmap();
+    }
+}
+
+fn wait_idle(users: &AtomicU32) {
+    let seen = users.load(Ordering::Acquire);
+    if seen > 0 {
+        futex::wait(users, seen, LOOK);
+    }
+}
+
+fn not_here(offset: u64) -> StoreError {
+    StoreError::new(FaultCode::Closed, ByteOffset(offset), "the mapping is closed: map the source again")
+}
+
+fn sync_message(errno: i32, size: u64) -> String {
+    let said = crate::sys::errno_message(errno);
+    match errno {
+        libc::EBUSY => {
+            format!("pages of the mapping are locked, so they cannot be invalidated: unlock() first ({said})")
+        }
+        _ => format!(
+            "the {size} bytes mapped could not all be written back: {said}; sync again when it is mended"
+        ),
+    }
+}
+
+/// The bytes from an offset to the end: of a file by its length, of a block device as it says.
+fn length_of(opened: &Opened, offset: u64) -> Result<u64, MapError> {
+    let metadata = &opened.metadata;
+    let len = if metadata.is_file() {
+        metadata.len()
+    } else if crate::sys::backing::is_block_device(metadata) {
+        crate::sys::backing::block_device_len(&opened.file)
+            .map_err(|error| kernel::sys_io("ioctl BLKGETSIZE64", &error))?
+    } else {
+        return Err(MapError::Invalid("this device does not say how long it is: give size".into()));
+    };
+    len.checked_sub(offset).ok_or_else(|| {
+        MapError::Invalid(format!("offset {offset} lies beyond the end of the source, which has {len} bytes"))
+    })
+}

@@ -1,0 +1,499 @@
+//! Pmap `kernel`: the operating system's own mapping. The kernel loads, writes back and evicts; quire
+//! hides alignment, holds addresses for growth, and stands behind every page that cannot be had.
+//!
+//! ```text
+//!   range.start                                     range.end       start + reserved
+//!   |slack|<------------ size --------------->|rest of page|  held, inaccessible  |
+//!   page of the file that holds `offset`
+//! ```
+//!
+//! A page whose touch is a signal is *covered*: it is moved aside as it is, with mremap(2), and a page of
+//! filler takes its address, so that the instruction can go on to the exception. When the exception has
+//! been delivered the page is moved back (`uncover`), and the next touch meets whatever is true by then:
+//! a file that was extended again has healed.
+#![allow(unsafe_code)]
+
+pub mod arena;
+mod mend;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+use crate::errors::{FaultCode, MapError};
+use crate::interrupt::{self, PageError};
+use crate::sys::backing::{Backing, Opened, huge_page_of};
+use crate::sys::memory::{self, Range, Touch, page_bytes};
+use crate::sys::mmap::{self, Request};
+
+pub use mend::{Mended, copy, tell};
+
+use arena::Place;
+
+const HOLD: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+/// What a huge page is asked for by, in mmap(2)'s flags: its size as a power of two.
+const HUGE_SHIFT: i32 = libc::MAP_HUGE_SHIFT;
+const HUGE_MASK: i32 = libc::MAP_HUGE_MASK;
+
+/// What is to be mapped.
+pub struct Ask {
+    /// Bytes.
+    pub size: u64,
+    /// The byte of the file at which they begin; any.
+    pub offset: u64,
+    /// PROT_ bits.
+    pub prot: i32,
+    /// MAP_ bits, the type of sharing among them.
+    pub flags: i32,
+    /// Where; a hint unless the flags say more.
+    pub address: usize,
+    /// Bytes of addresses to hold, for growth.
+    pub reserve: u64,
+    /// The file; none for anonymous memory.
+    pub opened: Option<Opened>,
+    /// Its name, for errors.
+    pub source: Arc<str>,
+}
+
+/// What a mapping wishes of who watches it.
+#[derive(Debug)]
+pub struct Wishes {
+    /// The daemon has seen it.
+    pub seen: AtomicBool,
+    /// The program has given advice of its own.
+    pub advised: AtomicBool,
+    /// Bytes that may be resident.
+    pub budget: AtomicU64,
+    /// What goes also goes from the page cache.
+    pub drops: AtomicBool,
+    /// The most that was ever seen resident.
+    pub peak: AtomicU64,
+    /// Bytes taken to keep the budget.
+    pub trimmed: AtomicU64,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Wishes {
+            seen: AtomicBool::new(false),
+            advised: AtomicBool::new(false),
+            budget: AtomicU64::new(u64::MAX),
+            drops: AtomicBool::new(false),
+            peak: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
+        }
+    }
+}
+
+/// How a page is kept out of the way of an instruction that must go on.
+enum Cover {
+    /// It lies at another address, and filler in its place.
+    Moved(usize),
+    /// It has been made accessible; it was protected so.
+    Opened(i32),
+    /// Nothing was mapped there, as in the child of a fork after advice "dontfork".
+    Nothing,
+}
+
+/// A range that the kernel pages.
+pub struct Region {
+    /// Unique in the process.
+    pub id: u64,
+    /// What is mapped, whole pages.
+    pub range: Range,
+    /// Bytes before the first one that was asked for.
+    pub slack: usize,
+    /// Bytes that were asked for.
+    pub size: u64,
+    /// Bytes of addresses held from the start on.
+    pub reserved: usize,
+    /// Bytes of a page.
+    pub page: usize,
+    /// Byte of the file at the start of the range.
+    pub offset: u64,
+    /// PROT_ bits of all of it, but for what `parts` says.
+    pub prot: i32,
+    /// MAP_ bits.
+    pub flags: i32,
+    /// Name of what is mapped.
+    pub source: Arc<str>,
+    /// The file.
+    pub backing: Option<Arc<Backing>>,
+    /// Pages that could not be had.
+    pub errors: Arc<AtomicU64>,
+    /// What it wishes of the daemon.
+    pub wishes: Arc<Wishes>,
+    /// Calls that use the range now and change none of it.
+    pub users: Arc<AtomicU32>,
+    /// Parts with a protection of their own, the latest last.
+    parts: Vec<(Range, i32)>,
+    /// Parts that were unmapped: their addresses are held.
+    holes: Vec<Range>,
+    covered: Vec<(usize, Cover)>,
+    failure: Option<(PageError, Touch)>,
+    /// Addresses are held for growth.
+    holds: bool,
+    sealed: bool,
+    place: Place,
+}
+
+fn sys(call: &'static str, errno: i32) -> MapError {
+    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
+}
+
+/// As [`sys`], of a failure of the standard library's.
+pub fn sys_io(call: &'static str, error: &io::Error) -> MapError {
+    sys(call, error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn page_of(ask: &Ask) -> usize {
+    let named = (ask.flags >> HUGE_SHIFT) & HUGE_MASK;
+    if ask.flags & libc::MAP_HUGETLB != 0 {
+        return if named == 0 { memory::HUGE_BYTES } else { 1 << named };
+    }
+    let own = ask.opened.as_ref().and_then(huge_page_of);
+    own.unwrap_or_else(page_bytes)
+}
+
+impl Region {
+    /// Maps.
+    ///
+    /// # Errors
+    /// `Invalid` for what no address space holds, `Sys` when the kernel refuses.
+    pub fn map(ask: Ask) -> Result<Region, MapError> {
+        let page = page_of(&ask);
+        let slack = (ask.offset % page as u64) as usize;
+        let too_large = || MapError::Invalid(format!("{} bytes cannot be mapped", ask.size));
+        let len = rounded(slack as u64 + ask.size.max(1), page).ok_or_else(too_large)?;
+        let held = rounded(ask.reserve.saturating_add(slack as u64), page).ok_or_else(too_large)?.max(len);
+        let offset = i64::try_from(ask.offset - slack as u64).map_err(|_| too_large())?;
+        let fd = ask.opened.as_ref().map_or(-1, |opened| opened.file.as_raw_fd());
+        let empty = ask.size == 0; // nothing of the file can be mapped: a page that reads as zeros
+        let (fd, flags) = if empty { (-1, HOLD) } else { (fd, ask.flags) };
+        let (prot, offset) = if empty { (libc::PROT_READ, 0) } else { (ask.prot, offset) };
+        let request = Request { address: ask.address, len, prot, flags, fd, offset };
+        let range = if held > len { map_in_hold(&request, held, page)? } else { map_free(&request)? };
+        Ok(Region {
+            id: interrupt::new_mapping_id(),
+            range,
+            slack,
+            size: ask.size,
+            reserved: held,
+            page,
+            offset: ask.offset - slack as u64,
+            prot: ask.prot,
+            flags,
+            source: ask.source,
+            backing: ask.opened.map(|opened| Arc::new(opened.into_backing())),
+            errors: Arc::default(),
+            users: Arc::default(),
+            wishes: Arc::default(),
+            parts: Vec::new(),
+            holes: Vec::new(),
+            covered: Vec::new(),
+            failure: None,
+            holds: held > len,
+            sealed: false,
+            place: Place::Own,
+        })
+    }
+
+    /// Whether an address is of this region: mapped, or held for it.
+    pub fn contains(&self, address: usize) -> bool {
+        Range { start: self.range.start, len: self.reserved }.contains(address)
+    }
+
+    /// The pages that hold any of these bytes.
+    pub fn around(&self, offset: u64, len: u64) -> Range {
+        let start = (self.slack + offset as usize) / self.page * self.page;
+        let end = (self.slack + (offset + len) as usize).next_multiple_of(self.page).min(self.range.len);
+        Range { start: self.range.start + start, len: end.saturating_sub(start) }
+    }
+
+    /// The pages that hold nothing but these bytes, or slack.
+    pub fn inside(&self, offset: u64, len: u64) -> Range {
+        let first = if offset == 0 { 0 } else { self.slack + offset as usize };
+        let last =
+            if offset + len >= self.size { self.range.len } else { self.slack + (offset + len) as usize };
+        let (start, end) = (first.next_multiple_of(self.page), last / self.page * self.page);
+        Range { start: self.range.start + start, len: end.saturating_sub(start) }
+    }
+
+    fn prot_of(&self, address: usize) -> i32 {
+        let part = self.parts.iter().rev().find(|(range, _)| range.contains(address));
+        part.map_or(self.prot, |(_, prot)| *prot)
+    }
+
+    /// Whether stores go to a file.
+    pub fn is_shared_writable(&self) -> bool {
+        !self.is_private() && self.prot & libc::PROT_WRITE != 0
+    }
+
+    /// Whether stores make pages of the mapping's own.
+    pub fn is_private_writable(&self) -> bool {
+        self.is_private() && self.prot & libc::PROT_WRITE != 0
+    }
+
+    fn is_private(&self) -> bool {
+        self.flags & libc::MAP_TYPE == libc::MAP_PRIVATE
+    }
+
+    /// Changes the protection of the pages around some bytes.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn protect(&mut self, offset: u64, len: u64, prot: i32) -> Result<(), MapError> {
+        self.uncover();
+        let range = self.around(offset, len);
+        // SAFETY: pages of the region.
+        unsafe { mmap::protect(range, prot) }.map_err(|errno| sys("mprotect", errno))?;
+        if range == self.range {
+            (self.prot, self.parts) = (prot, Vec::new());
+        } else {
+            self.parts.retain(|(part, _)| !(range.contains(part.start) && part.end() <= range.end()));
+            self.parts.push((range, prot));
+        }
+        self.failure = self.failure.take().filter(|(error, _)| error.error.code != FaultCode::Protection);
+        Ok(())
+    }
+
+    /// Unmaps the pages of some bytes; their addresses are held, so that nothing else comes there.
+    ///
+    /// # Errors
+    /// `Invalid` when they are not whole pages; `Sys`.
+    pub fn unmap_part(&mut self, offset: u64, len: u64) -> Result<(), MapError> {
+        let range = self.around(offset, len);
+        if range != self.inside(offset, len) {
+            return Err(MapError::Invalid(format!(
+                "bytes {offset} to {} are no whole pages of {} bytes: only such can be unmapped",
+                offset + len,
+                self.page
+            )));
+        }
+        self.uncover();
+        hold(range)?;
+        self.holes.push(range);
+        Ok(())
+    }
+
+    /// Splits it at a byte: the region keeps what comes before.
+    ///
+    /// # Errors
+    /// `Invalid` when a page holds bytes of both sides.
+    pub fn split(&mut self, at: u64) -> Result<Region, MapError> {
+        self.require_own("split", "place two mappings instead")?;
+        let cut = self.slack as u64 + at;
+        if at == 0 || at >= self.size || !cut.is_multiple_of(self.page as u64) {
+            return Err(MapError::Invalid(format!(
+                "byte {at} is no boundary between pages of {} bytes inside the mapping (offset in its page: {})",
+                self.page,
+                cut % self.page as u64
+            )));
+        }
+        self.uncover();
+        let cut = cut as usize;
+        let range = Range { start: self.range.start + cut, len: self.range.len - cut };
+        let upper = |part: &Range| part.end() > range.start;
+        let tail = Region {
+            id: interrupt::new_mapping_id(),
+            range,
+            slack: 0,
+            size: self.size - at,
+            reserved: self.reserved - cut,
+            offset: self.offset + cut as u64,
+            source: Arc::clone(&self.source),
+            backing: self.backing.clone(),
+            errors: Arc::default(),
+            users: Arc::default(),
+            wishes: Arc::default(),
+            parts: self.parts.iter().filter(|(part, _)| upper(part)).copied().collect(),
+            holes: self.holes.iter().filter(|hole| upper(hole)).copied().collect(),
+            covered: Vec::new(),
+            failure: None,
+            ..*self
+        };
+        (self.size, self.reserved, self.range.len) = (at, cut, cut);
+        Ok(tail)
+    }
+
+    /// Changes how many bytes are mapped. With `views` on it, it stays where it is and does not
+    /// shrink; `false` says that this could not be.
+    ///
+    /// # Errors
+    /// `Invalid`, `Sys`.
+    pub fn resize(&mut self, size: u64, views: bool) -> Result<bool, MapError> {
+        let too_large = || MapError::Invalid(format!("{size} bytes cannot be mapped"));
+        let len = rounded(self.slack as u64 + size, self.page).ok_or_else(too_large)?;
+        if views && size < self.size {
+            return Ok(false);
+        }
+        self.uncover();
+        let writes = self.is_shared_writable();
+        if let Some(backing) = self.backing.as_ref().filter(|file| writes && file.is_regular()) {
+            let end = self.offset + self.slack as u64 + size;
+            backing.extend(end).map_err(|error| sys_io("ftruncate", &error))?;
+        }
+        if len < self.range.len {
+            self.shrink(len)?;
+        } else if len > self.range.len && !self.grow(len, views)? {
+            return Ok(false);
+        }
+        self.size = size;
+        Ok(true)
+    }
+
+    fn shrink(&mut self, len: usize) -> Result<(), MapError> {
+        let tail = Range { start: self.range.start + len, len: self.range.len - len };
+        if self.holds {
+            hold(tail)?;
+        } else {
+            // SAFETY: the end of the region; nothing refers to it (no views, see `resize`).
+            unsafe { mmap::unmap(tail) }.map_err(|errno| sys("munmap", errno))?;
+            self.reserved = len;
+        }
+        self.range.len = len;
+        Ok(())
+    }
+
+    fn grow(&mut self, len: usize, views: bool) -> Result<bool, MapError> {
+        let old = self.range;
+        if len <= self.reserved {
+            self.map_more(old.end(), len - old.len)?;
+            self.range.len = len;
+            return Ok(true);
+        }
+        if self.home().is_some() {
+            return Ok(false); // what follows is the arena's
+        }
+        let whole = Range { start: old.start, len: old.len };
+        // SAFETY: in place no address goes; moving is for a region that nothing refers to.
+        let moved = unsafe {
+            match mmap::resize(whole, len, false) {
+                // No room behind it, or (EFAULT) several map entries.
+                Err(libc::ENOMEM | libc::EFAULT) if views || self.holds => return Ok(false),
+                Err(libc::ENOMEM) => mmap::resize(whole, len, true),
+                done => done,
+            }
+        };
+        self.range = moved.map_err(|errno| sys("mremap", errno))?;
+        self.reserved = len;
+        if self.backing.is_none() && !self.is_private() {
+            // A shared object has the size it was born with: what is new is another one.
+            self.map_more(self.range.start + old.len, len - old.len)?;
+        }
+        Ok(true)
+    }
+
+    /// Maps what follows, over addresses of the region's own.
+    fn map_more(&self, start: usize, len: usize) -> Result<(), MapError> {
+        let offset = (self.offset + (start - self.range.start) as u64).cast_signed();
+        let flags = (self.flags & !libc::MAP_FIXED_NOREPLACE) | libc::MAP_FIXED;
+        let map = |fd| {
+            let request = Request { address: start, len, prot: self.prot, flags, fd, offset };
+            // SAFETY: addresses that are held for the region, or just came to it.
+            unsafe { mmap::map(&request) }.map_err(|errno| sys("mmap", errno))
+        };
+        match &self.backing {
+            None => map(-1)?,
+            Some(backing) => backing
+                .with_file(|file| Ok(map(file.as_raw_fd())))
+                .map_err(|error| sys_io("open", &error))??,
+        };
+        Ok(())
+    }
+
+    /// Fixes it for ever: its addresses will never be given back.
+    ///
+    /// # Errors
+    /// `Invalid` where a page might have to be covered one day; `Sys`.
+    pub fn seal(&mut self) -> Result<(), MapError> {
+        self.require_own("sealed", "map it elsewhere")?;
+        if self.backing.as_ref().is_some_and(|backing| !backing.cannot_shrink()) {
+            return Err(MapError::Invalid(
+                "a sealed mapping of a file that can be truncated could not be saved from SIGBUS: seal anonymous \
+                 memory, or a memory file with F_SEAL_SHRINK"
+                    .into(),
+            ));
+        }
+        self.uncover();
+        mmap::seal(self.range).map_err(|errno| sys("mseal", errno))?;
+        self.sealed = true;
+        Ok(())
+    }
+
+    /// Whether it is fixed for ever.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Unmaps all of it. The caller has taken it out of the space.
+    pub fn unmap(mut self) {
+        for (_, cover) in self.covered.drain(..) {
+            if let Cover::Moved(aside) = cover {
+                // SAFETY: the region's own page, which nothing refers to.
+                unsafe { memory::unmap(Range { start: aside, len: self.page }) }
+            }
+        }
+        let start = if self.flags & libc::MAP_GROWSDOWN != 0 {
+            memory::start_of_entry(self.range.start).unwrap_or(self.range.start)
+        } else {
+            self.range.start
+        };
+        let end = self.range.start + self.reserved;
+        if self.home().is_some() {
+            // Refused only for want of kernel memory; then what is placed here next takes its place.
+            let _ = hold(Range { start, len: end - start });
+        } else if !self.sealed {
+            // SAFETY: the region's own addresses, which nothing refers to.
+            unsafe { memory::unmap(Range { start, len: end - start }) }
+        }
+    }
+}
+
+fn rounded(bytes: u64, page: usize) -> Option<usize> {
+    let bytes = bytes.checked_next_multiple_of(page as u64).filter(|bytes| *bytes < 1 << 56)?;
+    usize::try_from(bytes).ok()
+}
+
+/// Maps inaccessible memory over addresses of the caller's own.
+fn hold(range: Range) -> Result<(), MapError> {
+    let flags = HOLD | libc::MAP_FIXED;
+    let request =
+        Request { address: range.start, len: range.len, prot: libc::PROT_NONE, flags, fd: -1, offset: 0 };
+    // SAFETY: addresses of the region, whose content is given up.
+    unsafe { mmap::map(&request) }.map(|_| ()).map_err(|errno| sys("mmap", errno))
+}
+
+fn map_free(request: &Request) -> Result<Range, MapError> {
+    // SAFETY: MAP_FIXED is the caller's own word for addresses that it answers for.
+    let range = unsafe { mmap::map(request) }.map_err(|errno| sys("mmap", errno))?;
+    if request.flags & libc::MAP_FIXED_NOREPLACE == libc::MAP_FIXED_NOREPLACE
+        && range.start != request.address
+    {
+        // SAFETY: just made. A kernel before 4.17 does not know the flag.
+        unsafe { memory::unmap(range) };
+        return Err(sys("mmap", libc::EEXIST));
+    }
+    Ok(range)
+}
+
+/// Holds addresses and maps at their start.
+fn map_in_hold(request: &Request, held: usize, page: usize) -> Result<Range, MapError> {
+    let asked = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE | libc::MAP_32BIT;
+    let place = if request.address != 0 || request.flags & asked != 0 {
+        let flags = HOLD | (request.flags & asked);
+        let address = request.address;
+        map_free(&Request { address, len: held, prot: libc::PROT_NONE, flags, fd: -1, offset: 0 })?
+    } else {
+        memory::reserve_aligned(held, page, libc::PROT_NONE)?
+    };
+    let flags = (request.flags & !asked) | libc::MAP_FIXED;
+    // SAFETY: the start of what was just held.
+    let mapped = unsafe { mmap::map(&Request { address: place.start, flags, ..*request }) };
+    mapped.map_err(|errno| {
+        // SAFETY: as above; nothing refers to it.
+        unsafe { memory::unmap(place) };
+        sys("mmap", errno)
+    })
+}

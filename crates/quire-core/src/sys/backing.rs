@@ -1,0 +1,240 @@
+//! The file or device behind a kernel mapping: what it is, how long it is now, and why a page of it
+//! cannot be had. Called in signal handlers too: every function here is system calls and nothing else.
+#![allow(unsafe_code)]
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What is mapped.
+pub struct Backing {
+    /// Kept open, so that it can be asked; absent while so many are open that the program needs the rest.
+    file: Option<File>,
+    path: Option<PathBuf>,
+    device: u64,
+    inode: u64,
+    regular: bool,
+    /// Opened by its path, for writing.
+    writable: bool,
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The file ends before it, after so many bytes.
+    Truncated(u64),
+    /// The device or file system refuses, with this errno.
+    Refused(i32),
+    /// Nothing is wrong any more.
+    Gone,
+}
+
+/// Descriptors below this number are kept in any case.
+const ALWAYS_KEPT: RawFd = 32;
+
+/// Descriptors above this number are not kept: half of what the process may have open.
+fn keep_below() -> RawFd {
+    // SAFETY: fills a struct on this stack.
+    let limit = unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur
+    };
+    RawFd::try_from(limit / 2).unwrap_or(RawFd::MAX)
+}
+
+/// A file open for mapping.
+pub struct Opened {
+    /// The file.
+    pub file: File,
+    /// What fstat(2) said of it.
+    pub metadata: Metadata,
+    path: Option<PathBuf>,
+    writable: bool,
+}
+
+impl Opened {
+    /// Opens a path; `writable` for a shared mapping that may be written.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn path(path: &Path, writable: bool) -> io::Result<Self> {
+        // A FIFO must be refused rather than waited for; regular files do not mind.
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path)?;
+        let metadata = file.metadata()?;
+        Ok(Opened { file, metadata, path: Some(path.to_path_buf()), writable })
+    }
+
+    /// Takes a duplicate of a descriptor of the caller's.
+    ///
+    /// # Errors
+    /// EBADF, EMFILE.
+    pub fn descriptor(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: a descriptor number; the kernel checks it.
+        let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+        if own < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, nobody else's.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(own) });
+        let metadata = file.metadata()?;
+        Ok(Opened { file, metadata, path: None, writable: false })
+    }
+
+    /// What stays of it beside a mapping.
+    pub fn into_backing(self) -> Backing {
+        let fd = self.file.as_raw_fd();
+        let keep = self.path.is_none() || fd < ALWAYS_KEPT || fd < keep_below();
+        Backing {
+            device: self.metadata.dev(),
+            inode: self.metadata.ino(),
+            regular: self.metadata.is_file(),
+            path: self.path,
+            writable: self.writable,
+            file: keep.then_some(self.file),
+        }
+    }
+}
+
+impl Backing {
+    /// Whether it is a regular file (or memory file), of a length that changes.
+    pub fn is_regular(&self) -> bool {
+        self.regular
+    }
+
+    /// The descriptor that is kept open, where one is.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(File::as_raw_fd)
+    }
+
+    /// Does something with the file, opened again where it was not kept and is still the same one.
+    ///
+    /// # Errors
+    /// ESTALE when another file is at its path by now; as open(2).
+    pub fn with_file<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        if let Some(file) = &self.file {
+            return work(file);
+        }
+        let path = self.path.as_deref().unwrap_or(Path::new(""));
+        let again = Opened::path(path, self.writable)?;
+        if (again.metadata.dev(), again.metadata.ino()) != (self.device, self.inode) {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        work(&again.file)
+    }
+
+    /// A description of its own of the file, with readahead of its own.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn reader(&self) -> io::Result<File> {
+        self.with_file(|file| File::open(format!("/proc/self/fd/{}", file.as_raw_fd())))
+    }
+
+    /// Makes it at least `len` bytes long.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    pub fn extend(&self, len: u64) -> io::Result<()> {
+        self.with_file(|file| if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) })
+    }
+
+    /// Whether nobody can make it shorter (a memory file sealed with F_SEAL_SHRINK).
+    pub fn cannot_shrink(&self) -> bool {
+        let seals = self.with_file(|file| {
+            // SAFETY: asks; a file without seals refuses.
+            Ok(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) })
+        });
+        seals.is_ok_and(|seals| seals >= 0 && seals & libc::F_SEAL_SHRINK != 0)
+    }
+
+    /// Tells the page cache that bytes will not be needed (posix_fadvise(3)).
+    pub fn drop_cached(&self, offset: u64, len: u64) {
+        let _ = self.with_file(|file| {
+            // SAFETY: a hint on a descriptor of ours.
+            unsafe {
+                libc::posix_fadvise(
+                    file.as_raw_fd(),
+                    offset.cast_signed(),
+                    len.cast_signed(),
+                    libc::POSIX_FADV_DONTNEED,
+                );
+            }
+            Ok(())
+        });
+    }
+
+    /// Why the page at `offset` cannot be had, `for_writing` or for reading.
+    pub fn cause(&self, offset: u64, page: u64, for_writing: bool) -> Cause {
+        let found = self.with_file(|file| {
+            let len = file.metadata()?.len();
+            if self.regular && offset >= len.next_multiple_of(page) {
+                return Ok(Cause::Truncated(len));
+            }
+            if file.read_at(&mut [0], offset)? == 0 {
+                return Ok(Cause::Truncated(block_device_len(file).unwrap_or(len)));
+            }
+            if for_writing && self.regular && is_writable(file) {
+                allocate(file, offset, page.min(len.saturating_sub(offset)).max(1))?;
+            }
+            Ok(Cause::Gone)
+        });
+        found.unwrap_or_else(|error| Cause::Refused(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+/// Whether a file is open for reading and writing.
+fn is_writable(file: &File) -> bool {
+    // SAFETY: a descriptor of ours.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
+/// Has blocks for a hole, as the page's first store would: the file system says why it has none.
+fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: a descriptor of ours; keeps content and size.
+    let rc = unsafe {
+        libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset.cast_signed(), len.cast_signed())
+    };
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if rc == 0 => Ok(()),
+        Some(libc::EOPNOTSUPP) => Ok(()), // a file system that cannot be asked
+        _ => Err(error),
+    }
+}
+
+/// Bytes of a page of a file of hugetlbfs; `None` for any other file.
+pub fn huge_page_of(opened: &Opened) -> Option<usize> {
+    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    if opened.metadata.blksize() <= super::memory::page_bytes() as u64 {
+        return None;
+    }
+    // SAFETY: fills a struct on this stack.
+    let (rc, found) = unsafe {
+        let mut found: libc::statfs = std::mem::zeroed();
+        (libc::fstatfs(opened.file.as_raw_fd(), &raw mut found), found)
+    };
+    let is_huge = rc == 0 && found.f_type == HUGETLBFS_MAGIC;
+    is_huge.then(|| usize::try_from(found.f_bsize).ok()).flatten()
+}
+
+/// Whether a file is a block device.
+pub fn is_block_device(metadata: &Metadata) -> bool {
+    metadata.file_type().is_block_device()
+}
+
+/// The bytes of a block device (BLKGETSIZE64).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn block_device_len(file: &File) -> io::Result<u64> {
+    const BLKGETSIZE64: u64 = 0x8008_1272; // _IOR(0x12, 114, size_t)
+    let mut len = 0u64;
+    // SAFETY: the kernel writes one 64-bit number.
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64 as _, &raw mut len) };
+    if rc == 0 { Ok(len) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,470 @@
+"""The life of a mapping that the kernel pages: sync, protect, advise, lock, resize, split, end."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import re
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quire
+from quire.map_flags import ADVICE
+from quire.testing import children
+from quire.testing.census import is_mapped
+from quire.testing.touches import touch
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "pages.bin"
+    found.write_bytes(b"".join(bytes([number]) * PAGE for number in range(1, 17)))
+    return found
+
+
+def test_sync_of_a_part(path: Path) -> None:
+    with quire.map(path, sharing="shared", protection="rw", offset=9) as mapping:
+        mapping.array[:3] = 0
+        mapping.sync(0, 3)
+        mapping.sync(asynchronous=True)
+        mapping.sync(5, 0)
+        mapping.sync(invalidate=True)
+        mapping.flush()
+        for wrong in ((-1, None), (0, -1), (0, 1 << 40), (1 << 40, 1)):
+            with pytest.raises(ValueError, match=r"negative|do not lie"):
+                mapping.sync(*wrong)
+        mapping.lock(0, 1)
+        with pytest.raises(quire.SyncError, match="unlock") as busy:
+            mapping.sync(invalidate=True)
+        assert busy.value.errno == errno.EBUSY
+    assert path.read_bytes()[8:13] == b"\1\0\0\0\1"
+
+
+def test_protect_a_part(path: Path) -> None:
+    with quire.map(path, sharing="shared", protection="rw") as mapping:
+        array = mapping.array
+        mapping.protect("r", 5 * PAGE + 7, 10)
+        with pytest.raises(quire.ProtectionError, match="protected as read-only") as caught:
+            touch(array, 5 * PAGE + 99, 0)
+        assert caught.value.offset == 5 * PAGE + 99
+        assert caught.value.source == str(path)
+        assert touch(array, 5 * PAGE + 99) == 6  # the store was lost, and nothing else
+        assert touch(array, 6 * PAGE, 0) == 0
+        assert isinstance(mapping.failed, quire.ProtectionError)
+        mapping.protect("none", 2 * PAGE, PAGE)
+        with pytest.raises(quire.ProtectionError, match="allows none"):
+            touch(array, 2 * PAGE)
+        with pytest.raises(quire.ProtectionError, match="allows none"):
+            mapping.read(2 * PAGE, 1)
+        mapping.protect("rw")
+        assert mapping.failed is None
+        assert touch(array, 2 * PAGE, 5) == 5
+        assert touch(array, 5 * PAGE + 99, 5) == 5
+    assert path.read_bytes()[5 * PAGE + 99] == 5
+
+
+def test_private_memory_keeps_what_it_holds_when_protected() -> None:
+    with quire.map(size=2 * PAGE, sharing="private") as mapping:
+        array = mapping.array
+        array[:] = 7
+        mapping.protect("r")
+        with pytest.raises(quire.ProtectionError):
+            touch(array, 3, 9)
+        assert array[4] == 7
+        mapping.protect("none")
+        with pytest.raises(quire.ProtectionError):
+            touch(array, PAGE)
+        mapping.protect("rw")
+        assert array[4:].sum() == 7 * (2 * PAGE - 4)
+
+
+def test_protect_is_refused(path: Path) -> None:
+    with quire.map(path, sharing="shared") as mapping:
+        with pytest.raises(quire.Error, match="mprotect") as caught:
+            mapping.protect("rw")
+        assert caught.value.errno == errno.EACCES
+        with pytest.raises(ValueError, match="no protection"):
+            mapping.protect("?")
+        with pytest.raises(ValueError, match="do not lie"):
+            mapping.protect("r", 0, 1 << 30)
+
+
+# Where each advice works: a shared file, private anonymous memory, or neither here.
+EVERYWHERE = {"normal", "random", "sequential", "willneed", "dontneed", "dontfork", "dofork"}
+EVERYWHERE |= {"hugepage", "nohugepage", "dontdump", "dodump", "cold", "pageout"}
+EVERYWHERE |= {"populate_read", "populate_write", "dontneed_locked", "guard_install"}
+EVERYWHERE |= {"guard_remove", "unmergeable", "mergeable", "keeponfork"}
+FILE_ONLY = {"remove"}
+MEMORY_ONLY = {"free", "wipeonfork"}
+DEPENDS = {"collapse", "hwpoison", "soft_offline", "keeponfork", "hugepage", "nohugepage"}
+DEPENDS |= {"mergeable", "unmergeable"}
+
+
+def given(mapping: quire.KernelMapping, advice: str) -> int | None:
+    try:
+        mapping.advise(advice)
+    except quire.Error as error:
+        return error.errno
+    return None
+
+
+@pytest.mark.parametrize("advice", sorted(set(ADVICE) - {"hwpoison", "soft_offline"}))
+def test_every_advice(advice: str, path: Path) -> None:
+    with (
+        quire.map(path, sharing="shared", protection="rw") as file,
+        quire.map(size=16 * PAGE, sharing="private") as memory,
+    ):
+        memory.array[:] = 1
+        on_file, on_memory = given(file, advice), given(memory, advice)
+        if advice in DEPENDS:
+            assert {on_file, on_memory} <= {None, errno.EINVAL, errno.EAGAIN, errno.EBUSY}
+            return
+        assert on_file == (errno.EINVAL if advice in MEMORY_ONLY else None)
+        assert on_memory == (errno.EINVAL if advice in FILE_ONLY else None)
+
+
+def test_poisoning_needs_root_or_is_not_tried() -> None:
+    with quire.map(size=PAGE, sharing="private") as mapping:
+        if os.geteuid() != 0:
+            with pytest.raises(quire.Error) as caught:
+                mapping.advise("hwpoison")
+            assert caught.value.errno in (errno.EPERM, errno.EINVAL)  # no CONFIG_MEMORY_FAILURE
+            assert "CAP_SYS_ADMIN" in str(caught.value) or "does not know" in str(caught.value)
+        with pytest.raises(ValueError, match=r"no advice 'always'; there are: normal"):
+            mapping.advise("always")
+
+
+def test_what_advice_takes_away(path: Path) -> None:
+    with quire.map(size=4 * PAGE, sharing="private") as memory:
+        memory.array[:] = 1
+        memory.advise("dontneed", np.s_[PAGE - 1 : 3 * PAGE - 1])  # one page lies inside
+        assert memory.array.sum() == 3 * PAGE
+        memory.advise("dontneed", np.s_[5:9])  # none does
+        assert memory.array.sum() == 3 * PAGE
+    with quire.map(path, sharing="shared", protection="rw") as file:
+        file.advise("remove", np.s_[PAGE : 2 * PAGE])
+        assert not file.array[PAGE : 2 * PAGE].any()
+    assert path.read_bytes()[PAGE : 2 * PAGE] == bytes(PAGE)
+
+
+def test_guard_pages_raise_until_they_go() -> None:
+    with quire.map(size=4 * PAGE, sharing="private") as memory:
+        array = memory.array
+        array[:] = 1
+        memory.advise("guard_install", np.s_[PAGE : 2 * PAGE])
+        for _ in range(3):
+            with pytest.raises(quire.ProtectionError, match="guard page"):
+                touch(array, PAGE + 5)
+        assert touch(array, 2 * PAGE) == 1
+        memory.advise("guard_remove")
+        assert touch(array, PAGE + 5) == 0
+
+
+def test_fork_advice() -> None:
+    wiped = quire.map(size=PAGE, sharing="private")
+    hidden = quire.map(size=PAGE, sharing="private")
+    wiped.array[:] = hidden.array[:] = 3
+    arrays = wiped.array, hidden.array
+    wiped.advise("wipeonfork")
+    hidden.advise("dontfork")
+
+    def look() -> None:
+        assert arrays[0][0] == 0
+        with pytest.raises(quire.PageIOError, match="child of a fork"):
+            touch(arrays[1], 0)
+
+    assert children.in_fork(look) == ""
+    assert arrays[0][0] == arrays[1][0] == 3
+
+
+def test_lock_unlock_and_pin(path: Path) -> None:
+    with quire.map(path, sharing="shared") as mapping:
+        before = locked_bytes()
+        mapping.lock(PAGE - 1, 2)
+        assert locked_bytes() - before == 2 * PAGE
+        mapping.unlock()
+        mapping.lock(on_fault=True)
+        assert locked_bytes() - before == 16 * PAGE
+        mapping.unlock()
+        assert locked_bytes() == before
+        first, second = mapping.pin(np.s_[: 2 * PAGE]), mapping.pin(np.s_[PAGE : 3 * PAGE])
+        first.release()
+        assert locked_bytes() - before == 2 * PAGE
+        second.release()
+        assert locked_bytes() == before
+        mapping.prefetch().result()
+        assert mapping.resident().all()
+
+
+def locked_bytes() -> int:
+    found = re.search(r"VmLck:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def write_beyond(mapping: quire.KernelMapping) -> None:
+    ctypes.memset(mapping.address + PAGE, 1, 1)
+    for _ in range(10):
+        pass
+
+
+@pytest.mark.parametrize("sharing", ["private", "shared"])
+def test_anonymous_memory_grows_in_place_where_room_was_kept(sharing: str) -> None:
+    with quire.map(size=PAGE, sharing=sharing, reserve="1 MiB") as mapping:
+        assert mapping.reserved_bytes == 1 << 20
+        view, address = memoryview(mapping), mapping.address
+        view[0] = 5
+        mapping.resize("1 MiB")
+        assert (mapping.address, len(mapping), mapping.size_bytes) == (address, 1 << 20, 1 << 20)
+        array = mapping.array
+        array[-1] = 6
+        assert (view[0], array[0], array[-1], len(view)) == (5, 5, 6, PAGE)
+        with pytest.raises(BufferError, match="reserve="):
+            mapping.resize("2 MiB")
+        with pytest.raises(BufferError, match="views"):
+            mapping.resize(PAGE)
+        del array
+        view.release()
+        mapping.resize(PAGE)
+        with pytest.raises(quire.PageIOError, match="held for its growth"):
+            write_beyond(mapping)
+        mapping.resize(3 * PAGE)
+        assert mapping.read(PAGE, 1) == b"\0"
+
+
+@pytest.mark.parametrize("sharing", ["private", "shared"])
+def test_anonymous_memory_moves_when_it_must(sharing: str) -> None:
+    with quire.map(size=PAGE, sharing=sharing) as mapping:
+        mapping.array[:] = 5
+        mapping.resize("8 MiB")
+        assert mapping.array[:PAGE].sum() == 5 * PAGE
+        mapping.array[-1] = 6
+        mapping.resize(2 * PAGE)
+        assert mapping.array.sum() == 5 * PAGE
+        with pytest.raises(ValueError, match="at least one byte"):
+            mapping.resize(0)
+
+
+def test_a_file_grows_with_its_mapping(path: Path) -> None:
+    size = path.stat().st_size
+    with quire.map(path, sharing="shared", protection="rw", offset=3) as mapping:
+        mapping.resize(size + 100)
+        mapping.array[-1] = 9
+        mapping.resize(10)
+        assert mapping.read() == b"\1" * 10
+    assert path.stat().st_size == size + 103
+    assert path.read_bytes()[-1] == 9
+    with quire.map(path, 10, sharing="shared", dtype="u2", reserve=size) as reader:
+        array = reader.array
+        reader.resize(size)
+        assert len(reader.array) == size // 2
+        assert array[0] == 0x101
+    assert path.stat().st_size == size + 103
+
+
+def test_parts_that_differ_are_not_moved(path: Path) -> None:
+    with quire.map(size=4 * PAGE, sharing="private") as mapping:
+        mapping.protect("r", 0, PAGE)
+        with pytest.raises((quire.Error, BufferError)) as caught:
+            mapping.resize("64 MiB")
+        if isinstance(caught.value, quire.Error):
+            assert "reserve=" in str(caught.value)
+
+
+def test_split(path: Path) -> None:
+    mapping = quire.map(path, sharing="shared", protection="rw", offset=PAGE // 2)
+    with pytest.raises(ValueError, match="no boundary"):
+        mapping.split(PAGE)
+    array = mapping.array
+    with pytest.raises(BufferError, match="split"):
+        mapping.split(PAGE // 2)
+    del array
+    rest = mapping.split(PAGE + PAGE // 2)
+    assert (len(mapping), rest.offset) == (PAGE + PAGE // 2, 2 * PAGE)
+    assert (mapping.array[-1], rest.array[0]) == (2, 3)
+    mapping.close()
+    rest.array[0] = 77
+    with pytest.raises(quire.ClosedError):
+        _ = mapping.array
+    assert rest.read(0, 2) == b"\x4d\3"
+    rest.close()
+    assert path.read_bytes()[2 * PAGE] == 77
+
+
+def test_unmap_of_a_part(path: Path) -> None:
+    with quire.map(path, sharing="shared") as mapping:
+        array, address = mapping.array, mapping.address
+        with pytest.raises(ValueError, match="no whole pages"):
+            mapping.unmap(5, PAGE)
+        mapping.unmap(4 * PAGE, 2 * PAGE)
+        with pytest.raises(quire.PageIOError, match="was unmapped") as caught:
+            touch(array, 4 * PAGE + 5)
+        assert caught.value.offset == 4 * PAGE + 5
+        assert (touch(array, 4 * PAGE - 1), touch(array, 6 * PAGE)) == (4, 7)
+        with pytest.raises(BufferError):
+            mapping.unmap()
+        del array, caught  # its traceback has the array
+    assert not is_mapped(address + 4 * PAGE)
+
+
+def kernel_names_memory() -> bool:
+    """Asks the kernel itself (CONFIG_ANON_VMA_NAME), by the bare call."""
+    with mmap.mmap(-1, PAGE) as page:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        return ctypes.CDLL(None).prctl(0x53564D41, 0, ctypes.c_ulong(address), PAGE, b"probe") == 0
+
+
+def test_names(path: Path) -> None:
+    with quire.map(size=PAGE, sharing="private") as memory:
+        if kernel_names_memory():
+            memory.name("quire test")
+            assert "[anon:quire test]" in Path("/proc/self/maps").read_text()
+            memory.name(None)
+            assert "[anon:quire test]" not in Path("/proc/self/maps").read_text()
+        else:
+            with pytest.raises(quire.Error, match="CONFIG_ANON_VMA_NAME"):
+                memory.name("quire test")
+        with pytest.raises(quire.Error, match="79 printable"):
+            memory.name("a$b")
+    with quire.map(path, sharing="shared") as file, pytest.raises(quire.Error):
+        file.name("file")
+
+
+def test_numa_placement() -> None:
+    with quire.map(size=8 * PAGE, sharing="private") as memory:
+        memory.bind([0])
+        memory.array[:] = 1
+        memory.bind([0], "interleave", move=True)
+        memory.bind([], "local")
+        memory.bind([], "default")
+        with pytest.raises(quire.Error, match="No such node") as caught:
+            memory.bind([63])
+        assert caught.value.errno == errno.EINVAL
+        with pytest.raises(ValueError, match="no policy"):
+            memory.bind([0], "near")
+        with pytest.raises(ValueError, match="from 0 to 63"):
+            memory.bind([64])
+
+
+def test_seal(path: Path) -> None:
+    children.run(child_seals, path).check()
+
+
+def child_seals(path: str) -> None:
+    """In a process of its own: what is sealed stays mapped to its end."""
+    memory = quire.map(size=PAGE, sharing="private")
+    memory.array[:] = 3
+    memory.seal()
+    assert memory.sealed
+    for change in (lambda: memory.protect("r"), lambda: memory.unmap(0, PAGE)):
+        with pytest.raises(quire.Error, match="sealed") as caught:
+            change()
+        assert caught.value.errno == errno.EPERM
+    address = memory.address
+    memory.close()
+    assert is_mapped(address)
+    with (
+        quire.map(path, sharing="shared") as file,
+        pytest.raises(ValueError, match="F_SEAL_SHRINK"),
+    ):
+        file.seal()
+
+
+def test_the_end(path: Path) -> None:
+    mapping = quire.map(path, sharing="shared")
+    array, address = mapping.array, mapping.address
+    with pytest.raises(BufferError, match="view"):
+        mapping.close()
+    with mapping:
+        pass
+    assert array[0] == 1
+    assert not mapping.closed
+    del array
+    assert mapping.closed
+    mapping.close()
+    assert not is_mapped(address)
+    for call in (mapping.sync, mapping.lock, mapping.check, lambda: mapping.advise("random")):
+        if call == mapping.check:
+            mapping.check()
+            continue
+        with pytest.raises((ValueError, quire.Error), match="closed"):
+            call()
+    with pytest.raises(BufferError, match="closed"):
+        memoryview(mapping)
+
+
+def test_limits_are_named() -> None:
+    children.run(child_hits_limits).check()
+
+
+def child_hits_limits() -> None:
+    def refused(call: object, number: int, *words: str) -> None:
+        with pytest.raises(quire.Error) as caught:
+            call()  # type: ignore[operator]
+        assert caught.value.errno == number, str(caught.value)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+
+    def private(size: str) -> object:
+        return lambda: quire.map(size=size, sharing="private")
+
+    meminfo = Path("/proc/meminfo").read_text()
+    overcommit = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    assert "MemTotal" in meminfo
+    if overcommit == "0":
+        refused(private("60 TiB"), errno.ENOMEM, "vm.overcommit_memory is 0", "NORESERVE")
+    flags = quire.MapFlag.NORESERVE
+    refused(lambda: quire.map(size=1 << 50, sharing="private", flags=flags), errno.ENOMEM, "2**47")
+    limits = ((resource.RLIMIT_DATA, "RLIMIT_DATA"), (resource.RLIMIT_AS, "RLIMIT_AS"))
+    for which, name in limits:
+        before = resource.getrlimit(which)
+        resource.setrlimit(which, (1 << 30, before[1]))
+        refused(private("2 GiB"), errno.ENOMEM, name, "1.0 GiB", "ulimit")
+        resource.setrlimit(which, before)
+    if os.geteuid() != 0:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, PAGE))
+        locked = quire.MapFlag.LOCKED
+        with quire.map(size=8 * PAGE, sharing="private") as memory:
+            refused(memory.lock, errno.ENOMEM, "RLIMIT_MEMLOCK is 4.0 KiB", "CAP_IPC_LOCK")
+        refused(
+            lambda: quire.map(size=8 * PAGE, sharing="private", flags=locked),
+            errno.EAGAIN,
+            "RLIMIT_MEMLOCK",
+        )
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+        refused(
+            lambda: quire.map(size=8 * PAGE, sharing="private", flags=locked),
+            errno.EPERM,
+            "RLIMIT_MEMLOCK is 0",
+        )
+
+
+def test_the_limit_of_map_entries_is_named() -> None:
+    children.run(child_runs_out_of_map_entries).check()
+
+
+def child_runs_out_of_map_entries() -> None:
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    memory = quire.map(size=most * PAGE, sharing="private", flags=quire.MapFlag.NORESERVE)
+
+    def protect_every_other_page() -> None:
+        for page in range(0, most, 2):
+            memory.protect("r", page * PAGE, PAGE)
+
+    with pytest.raises(quire.Error, match=rf"vm\.max_map_count is {most}"):
+        protect_every_other_page()
+    more = []
+    with pytest.raises(quire.Error, match=r"sysctl -w vm\.max_map_count"):
+        more += [quire.map(size=PAGE, sharing="shared") for _ in range(8)]
+    memory.close()
+    quire.map(size=PAGE, sharing="shared").close()
+
+
+if __name__ == "__main__":
+    children.main()
