@@ -1,0 +1,173 @@
+"""An address space: a process, as far as memory goes. Each system call is a method.
+
+Addresses and lengths are integers in bytes, flags the numbers of `quire.model.flags`. A call that fails
+raises `CallError` with the errno that Linux 6.18 gives, and leaves behind what Linux leaves behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quire.model.calls.brk import brk
+from quire.model.calls.fork import fork
+from quire.model.calls.madvise import madvise
+from quire.model.calls.mincore import mincore
+from quire.model.calls.mlock import mlock, mlockall, munlock, munlockall
+from quire.model.calls.mmap import mmap
+from quire.model.calls.mprotect import mprotect
+from quire.model.calls.mremap import mremap
+from quire.model.calls.mseal import mseal
+from quire.model.calls.msync import msync
+from quire.model.calls.munmap import munmap
+from quire.model.calls.remap_file_pages import remap_file_pages
+from quire.model.errors import CallError, Signalled
+from quire.model.space import Space
+
+if TYPE_CHECKING:
+    from quire.model.files import OpenFile
+    from quire.model.machine import Machine
+
+__all__ = ["AddressSpace"]
+
+
+class AddressSpace(Space):
+    """An empty address space on a machine.
+
+    >>> from quire.model import AddressSpace, Machine
+    >>> space = AddressSpace(Machine())
+    >>> at = space.mmap(0, 8192, prot=3, flags=0x22)
+    >>> space.store(at + 4090, b"across pages")
+    >>> space.load(at + 4090, 12), len(space.overlay)
+    (b'across pages', 2)
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine, machine.next_asid())
+        machine.enlist(self)
+
+    def mmap(
+        self,
+        address: int,
+        length: int,
+        prot: int,
+        flags: int,
+        file: OpenFile | None = None,
+        offset: int = 0,
+    ) -> int:
+        """mmap(2): maps `file`, or with MAP_ANONYMOUS memory; returns the address."""
+        return mmap(self, address, length, prot, flags, file, offset)
+
+    def munmap(self, address: int, length: int) -> None:
+        """munmap(2): whatever lies in the range is gone; holes are fine."""
+        munmap(self, address, length)
+
+    def mprotect(self, address: int, length: int, prot: int) -> None:
+        """mprotect(2). What precedes a hole or a refusal has been changed."""
+        mprotect(self, address, length, prot)
+
+    def mremap(self, address: int, old: int, new: int, flags: int = 0, target: int = 0) -> int:
+        """mremap(2): shrinks, grows or moves; returns the address."""
+        return mremap(self, address, old, new, flags, target)
+
+    def msync(self, address: int, length: int, flags: int) -> None:
+        """msync(2)."""
+        msync(self, address, length, flags)
+
+    def madvise(self, address: int, length: int, advice: int) -> None:
+        """madvise(2)."""
+        madvise(self, address, length, advice)
+
+    def mincore(self, address: int, length: int) -> list[bool]:
+        """mincore(2): for each page, whether it is in memory."""
+        return mincore(self, address, length)
+
+    def mlock(self, address: int, length: int) -> None:
+        """mlock(2)."""
+        mlock(self, address, length)
+
+    def mlock2(self, address: int, length: int, flags: int) -> None:
+        """mlock2(2): with MLOCK_ONFAULT pages are locked when they are touched."""
+        mlock(self, address, length, flags)
+
+    def munlock(self, address: int, length: int) -> None:
+        """munlock(2)."""
+        munlock(self, address, length)
+
+    def mlockall(self, flags: int) -> None:
+        """mlockall(2)."""
+        mlockall(self, flags)
+
+    def munlockall(self) -> None:
+        """munlockall(2)."""
+        munlockall(self)
+
+    def remap_file_pages(self, address: int, size: int, prot: int, page: int) -> None:
+        """remap_file_pages(2)."""
+        remap_file_pages(self, address, size, prot, page)
+
+    def mseal(self, address: int, length: int, flags: int = 0) -> None:
+        """mseal(2)."""
+        mseal(self, address, length, flags)
+
+    def brk(self, end: int) -> int:
+        """brk(2): returns the end of the heap, which is the old one if it could not be moved."""
+        return brk(self, end)
+
+    def fork(self) -> AddressSpace:
+        """fork(2): the address space of a child."""
+        child = AddressSpace(self.machine)
+        try:
+            fork(self, child)
+        except CallError:
+            child.exit()
+            raise
+        return child
+
+    def exit(self) -> None:
+        """exit(2): everything ends, and all that nobody else holds is freed."""
+        self.machine.end(self)
+
+    # System calls whose buffer lies here: EFAULT instead of a signal.
+
+    def read_into(self, file: OpenFile, address: int, count: int, offset: int) -> int:
+        """pread(2) of `file` into memory: as many bytes as could be stored."""
+        return self.copy_out(address, file.pread(count, offset))
+
+    def write_from(self, file: OpenFile, address: int, count: int, offset: int) -> int:
+        """pwrite(2) to `file` out of memory: as many bytes as could be read."""
+        if file.kind == "zero":
+            return file.pwrite(bytes(count), offset)
+        return file.pwrite(self.copy_in(address, count), offset)
+
+    def pipe_write_from(self, address: int, count: int) -> int:
+        """write(2) to an empty pipe, which takes whole pages or nothing of them."""
+        page, done = self.geometry.page_size, 0
+        while done < count:
+            wanted = min(page, count - done)
+            try:
+                self.load(address + done, wanted)
+            except Signalled:
+                if not done:
+                    raise CallError("EFAULT", f"a bad buffer at {address:#x}") from None
+                break
+            done += wanted
+        return done
+
+    def copy_out(self, address: int, content: bytes) -> int:
+        """Stores into memory for a system call, up to the first fault."""
+        try:
+            self.store(address, content)
+        except Signalled as signal:
+            if not signal.done:
+                raise CallError("EFAULT", f"a bad buffer at {signal.address:#x}") from None
+            return signal.done
+        return len(content)
+
+    def copy_in(self, address: int, count: int) -> bytes:
+        """Reads memory for a system call, up to the first fault."""
+        try:
+            return self.load(address, count)
+        except Signalled as signal:
+            if not signal.done:
+                raise CallError("EFAULT", f"a bad buffer at {signal.address:#x}") from None
+            return self.load(address, signal.done)
