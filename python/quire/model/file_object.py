@@ -52,6 +52,11 @@ class FileObject(MemoryObject):
         """Whether F_ADD_SEALS is known to its file system."""
         return self.backing is None
 
+    @property
+    def write_sealed(self) -> bool:
+        """Whether no new shared mapping may write, nor write()."""
+        return bool({"WRITE", "FUTURE_WRITE"} & self.seals)
+
     # What a memory object does.
 
     def page_count(self) -> int:
@@ -130,10 +135,10 @@ class FileObject(MemoryObject):
         Raises:
             CallError: EPERM for a seal, ENOSPC or EIO, when not one byte could be written.
         """
-        if {"WRITE", "FUTURE_WRITE"} & self.seals:
+        if self.write_sealed:
             raise CallError("EPERM", "the file is sealed against writing")
         if offset > self.size:
-            self._expose(self.size, offset)
+            self._expose(self.size, offset)  # what is written over needs no clearing
         done = 0
         while done < len(content):
             index, inside = divmod(offset + done, self.page_size)
@@ -158,15 +163,15 @@ class FileObject(MemoryObject):
         if size > self.size and "GROW" in self.seals:
             raise CallError("EPERM", "the file is sealed against growing")
         old, self.size = self.size, size
-        if size < old:
+        if size <= old:  # the same size clears what was stored past the end, too
             first = self.page_count()
             self._invalidate(first, _FOREVER, even_private=True)
             self._drop_from(first)
             if self.backing is not None:
                 self.backing.discard(first)
             self._zero(size, first * self.page_size)
-        elif size > old:
-            self._expose(old, size)
+        else:
+            self._expose(old, _page_end(old, self.page_size))
 
     def punch(self, offset: int, count: int) -> None:
         """Makes a hole: zeros, and its blocks are free. Private copies are not touched.
@@ -174,13 +179,14 @@ class FileObject(MemoryObject):
         Raises:
             CallError: EPERM for a seal.
         """
-        if {"WRITE", "FUTURE_WRITE"} & self.seals:
+        if self.write_sealed:
             raise CallError("EPERM", "the file is sealed against writing")
         end = offset + count
         if self.backing is not None:
             if offset >= self.size:
                 return
-            end = min(end, self.page_count() * self.page_size)
+            if end >= self.size:
+                end = _page_end(self.size, self.page_size)
         first, last = -(-offset // self.page_size), end // self.page_size
         if first > last:
             self._zero(offset, end)
@@ -226,7 +232,7 @@ class FileObject(MemoryObject):
     def _expose(self, old: int, new: int) -> None:
         """The file grows: what was stored past the old end must not appear."""
         if not self.keeps_tail:
-            self._zero(old, min(new, -(-old // self.page_size) * self.page_size))
+            self._zero(old, min(new, _page_end(old, self.page_size)))
 
     def _zero(self, start: int, end: int) -> None:
         """Clears bytes `[start, end)` of one page, if the file has that page."""
@@ -249,3 +255,8 @@ class FileObject(MemoryObject):
     def _invalidate(self, first: int, last: int, *, even_private: bool) -> None:
         for space in list(self.mappers):
             space.invalidate(self, first, last, even_private)
+
+
+def _page_end(offset: int, page_size: int) -> int:
+    """The end of the page that holds the byte before `offset`."""
+    return -(-offset // page_size) * page_size

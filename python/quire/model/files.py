@@ -47,8 +47,14 @@ class OpenFile:
             CallError: EINVAL, this is no regular file.
         """
         if not isinstance(self.object, FileObject) or self.only_path:
-            raise CallError("EBADF" if self.only_path else "EINVAL", f"{self.name} is no file")
+            errno = "EISDIR" if self.kind == "directory" else "EINVAL"
+            raise CallError("EBADF" if self.only_path else errno, f"{self.name} is no file")
         return self.object
+
+    @property
+    def size(self) -> int:
+        """Bytes in it (fstat); 0 of what is no regular file."""
+        return self.object.size if isinstance(self.object, FileObject) else 0
 
     def pread(self, count: int, offset: int) -> bytes:
         """pread(2)."""
@@ -85,6 +91,8 @@ class OpenFile:
             raise CallError("EINVAL", "a hole needs a place and a length")
         if not self.writable:
             raise CallError("EBADF", "the descriptor cannot write")
+        if self.kind != "regular":
+            raise CallError("ENODEV", f"{self.name} has no holes")
         self.regular().punch(offset, count)
 
     def fsync(self) -> None:

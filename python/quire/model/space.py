@@ -55,6 +55,8 @@ class Space:
         self.future_flags = 0
         """Lock flags of mappings to come (mlockall MCL_FUTURE)."""
         self.brk_start = self.brk_end = machine.brk_start
+        self.locked_drift = 0
+        """Bytes that MREMAP_DONTUNMAP unlocked without uncounting them, as Linux does."""
         self._volatile: list[int] = []
         self.alive = True
 
@@ -255,7 +257,8 @@ class Space:
 
     def locked_bytes(self) -> int:
         """Bytes of locked mappings (VmLck)."""
-        return sum(vma.size for vma in self.vmas if vma.flags & f.LOCKED)
+        locked = sum(vma.size for vma in self.vmas if vma.flags & f.LOCKED)
+        return locked + self.locked_drift
 
     def _shown(self, page: Page, page_number: int) -> None:
         assert page.frame is not None

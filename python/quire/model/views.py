@@ -42,7 +42,7 @@ def _line(space: Space, vma: Vma) -> MapsLine:
     if vma.object is not None:
         name = vma.object.name
     offset = vma.offset << space.page_bits if name is not None else 0
-    return MapsLine(vma.start, vma.end, permissions + ("p" if vma.private else "s"), offset, name)
+    return MapsLine(vma.start, vma.end, permissions + ("s" if vma.flags & f.MAY_SHARE else "p"), offset, name)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class Vma:
 
     @property
     def private(self) -> bool:
-        """Whether stores make private copies."""
-        return not self.flags & f.MAY_SHARE
+        """Whether stores make private copies. (So does /dev/zero, shared by a read-only descriptor.)"""
+        return self.object is None or not self.flags & f.MAY_SHARE
 
     @property
     def anonymous(self) -> bool:

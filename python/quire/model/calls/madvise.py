@@ -97,8 +97,8 @@ def _advise(space: Space, vma: Vma, start: int, end: int, name: str) -> None:
 
 
 def _loses_by(vma: Vma) -> bool:
-    """Whether dropping pages changes what a reader of a mapping sees that may not be written."""
-    return vma.private and not vma.flags & f.WRITE
+    """Whether dropping pages changes what a reader sees that nobody may write. Files show again."""
+    return vma.anonymous and not vma.flags & f.WRITE
 
 
 def _change_flags(space: Space, vma: Vma, start: int, end: int, name: str) -> None:

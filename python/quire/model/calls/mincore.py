@@ -18,7 +18,7 @@ __all__ = ["CHECKS", "mincore"]
 CHECKS: tuple[Check[Range], ...] = (
     Check("EINVAL", "the address is no multiple of the page size", lambda r: r.unaligned),
     Check("ENOMEM", "the range leaves user space",
-          lambda r: r.start + r.length > r.space.geometry.user_top + r.space.geometry.page_size),
+          lambda r: r.start + r.length > r.space.geometry.user_top),
 )  # fmt: skip
 
 

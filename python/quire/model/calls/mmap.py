@@ -65,7 +65,10 @@ class MmapRequest:
 
     @property
     def size(self) -> int:
-        """Bytes in whole pages; 0 if that wraps."""
+        """Bytes in whole pages, or huge pages; 0 if that wraps."""
+        if self.has("HUGETLB"):
+            block = self.space.geometry.block_size
+            return (self.length + block - 1 & -block) % _WORD
         return self.space.geometry.page_up(self.length)
 
     @property
@@ -103,12 +106,8 @@ CHECKS_BEFORE_PLACE: tuple[Check[MmapRequest], ...] = (
           lambda r: not r.anonymous and (r.file is None or r.file.only_path)),
     Check("EINVAL", "MAP_HUGETLB of a file that is not in hugetlbfs",
           lambda r: not r.anonymous and r.has("HUGETLB")),
-    Check("ENOMEM", "the pool of huge pages is empty",
-          lambda r: r.has("HUGETLB")),
     Check("EINVAL", "length 0", lambda r: r.length == 0),
     Check("ENOMEM", "the length wraps", lambda r: r.size == 0),
-    Check("EOVERFLOW", "offset and length wrap",
-          lambda r: (r.offset % _WORD) + r.size > _WORD),
     Check("ENOMEM", "more than vm.max_map_count mappings",
           lambda r: len(r.space.vmas) > r.space.vmas.limit),
     Check("ENOMEM", "longer than user space", lambda r: r.size > r.space.geometry.user_top),
@@ -116,6 +115,8 @@ CHECKS_BEFORE_PLACE: tuple[Check[MmapRequest], ...] = (
           lambda r: r.fixed and r.address > r.space.geometry.user_top - r.size),
     Check("EINVAL", "MAP_FIXED at an address that is no multiple of the page size",
           lambda r: r.fixed and r.address % r.space.geometry.page_size != 0),
+    Check("EINVAL", "MAP_FIXED of huge pages at an address that is no multiple of theirs",
+          lambda r: r.fixed and r.has("HUGETLB") and r.address % r.space.geometry.block_size != 0),
     Check("EEXIST", "MAP_FIXED_NOREPLACE over a mapping",
           lambda r: r.has("FIXED_NOREPLACE") and bool(r.space.vmas.overlapping(r.address, r.end))),
 )  # fmt: skip
@@ -221,8 +222,7 @@ def _place(r: MmapRequest) -> int:
 
 def _sealed(r: MmapRequest) -> bool:
     target = r.opened.object
-    seals = target.seals if isinstance(target, FileObject) else set()
-    return r.may_store and bool({"WRITE", "FUTURE_WRITE"} & seals)
+    return r.may_store and isinstance(target, FileObject) and target.write_sealed
 
 
 def _finish_flags(r: MmapRequest) -> None:
@@ -238,7 +238,7 @@ def _finish_flags(r: MmapRequest) -> None:
         if r.opened.kind == "device":
             r.vma_flags |= f.DEVICE
         target = r.opened.object
-        if isinstance(target, FileObject) and {"WRITE", "FUTURE_WRITE"} & target.seals:
+        if isinstance(target, FileObject) and target.write_sealed:
             r.vma_flags &= ~f.MAY_WRITE
     if r.has("NORESERVE") and r.space.machine.overcommit != 2:
         r.vma_flags |= f.NORESERVE
@@ -262,7 +262,16 @@ def _map(r: MmapRequest) -> None:
         r.vma_flags |= f.ACCOUNT
     vma = _vma(r)
     space.unmap(r.address, r.end)
+    _ask_file(r)
     space.vmas.add(vma)
+
+
+def _ask_file(r: MmapRequest) -> None:
+    """The file is asked last; when it refuses, what was mapped there is gone (since Linux 6.12)."""
+    if r.has("HUGETLB"):
+        raise CallError("ENOMEM", "the pool of huge pages is empty")
+    if r.vma_flags & f.SYNC and r.file is not None and r.file.on_disk:
+        raise CallError("EOPNOTSUPP", "MAP_SYNC of a file that is not on persistent memory")
 
 
 def _vma(r: MmapRequest) -> Vma:
@@ -270,13 +279,12 @@ def _vma(r: MmapRequest) -> Vma:
     if r.anonymous and not r.shared:
         return Vma(r.address, r.end, r.vma_flags, r.address >> bits)
     target: MemoryObject | None
-    if r.anonymous or (r.opened.kind == "zero" and r.shared):
+    if r.anonymous or (r.opened.kind == "zero" and r.vma_flags & f.SHARED):
         pages = r.size >> bits
         if not r.vma_flags & f.NORESERVE and not r.space.machine.may_promise(pages):
             raise CallError("ENOMEM", "more shared memory than may be promised")
         target = r.space.machine.shared_anonymous(r.size)
-        return Vma(r.address, r.end, r.vma_flags, 0, target)
-    if r.vma_flags & f.SYNC and r.opened.on_disk:
-        raise CallError("EOPNOTSUPP", "MAP_SYNC of a file that is not on persistent memory")
+        offset = 0 if r.anonymous else r.offset >> bits  # of /dev/zero it counts, strangely
+        return Vma(r.address, r.end, r.vma_flags, offset, target)
     target = None if r.opened.kind == "zero" else r.opened.object
     return Vma(r.address, r.end, r.vma_flags, r.offset >> bits, target, r.file)

@@ -202,6 +202,7 @@ def _move(r: _Request, vma: Vma) -> int:
         left = space.vmas.find(r.start)
         assert left is not None
         if left.flags & f.LOCKED:
+            space.locked_drift += left.size
             left = space.vmas.change(left, left.start, left.end, left.flags & ~f.LOCKED_MASK)
         if whole:
             left.lineage = None

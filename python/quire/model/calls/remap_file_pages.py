@@ -10,6 +10,7 @@ from quire.model.calls.munmap import check_removal
 from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
+from quire.model.file_object import FileObject
 
 if TYPE_CHECKING:
     from quire.model.space import Space
@@ -54,6 +55,8 @@ def remap_file_pages(space: Space, start: int, size: int, prot: int, page: int) 
     if len(space.vmas) > space.vmas.limit:
         raise CallError("ENOMEM", "more than vm.max_map_count mappings")
     _refuse_far_offset(r, vma)
+    if vma.flags & f.WRITE and isinstance(vma.object, FileObject) and vma.object.write_sealed:
+        raise CallError("EPERM", "the file is sealed against writing")
     check_removal(space, r.start, r.end)
     new = vma.piece(r.start, min(r.end, vma.end), space.page_bits)
     new.end, new.offset, new.lineage = r.end, r.page, None

@@ -307,11 +307,11 @@ class ModelWorld:
         return {"ok": 0}
 
     def _fsize(self, op: Op) -> Outcome:
-        return {"ok": self.scale.down(self._fd(op).regular().size)}
+        return {"ok": self.scale.down(self._fd(op).size)}
 
     def _fhash(self, op: Op) -> Outcome:
         file = self._fd(op)
-        size = file.regular().size
+        size = file.size
         content = self.scale.shrink(file.pread(size, 0))
         sha1 = hashlib.sha1(content).hexdigest()[:16]
         return {"size": self.scale.down(size), "sha1": sha1}
