@@ -130,14 +130,40 @@ class AddressSpace(Space):
     # System calls whose buffer lies here: EFAULT instead of a signal.
 
     def read_into(self, file: OpenFile, address: int, count: int, offset: int) -> int:
-        """pread(2) of `file` into memory: as many bytes as could be stored."""
-        return self.copy_out(address, file.pread(count, offset))
+        """pread(2) of `file` into memory, page by page: as many bytes as could be stored."""
+        done = 0
+        while True:
+            part = file.pread(self._chunk(offset + done, count - done), offset + done)
+            stored = self.copy_out(address + done, part)
+            if not stored and part and not done:
+                raise CallError("EFAULT", f"a bad buffer at {address:#x}")
+            done += stored
+            if not part or stored < len(part):
+                return done
 
     def write_from(self, file: OpenFile, address: int, count: int, offset: int) -> int:
-        """pwrite(2) to `file` out of memory: as many bytes as could be read."""
+        """pwrite(2) to `file` out of memory, page by page: as many bytes as could be read.
+
+        A bad buffer leaves a file that ended before `offset` longer, as Linux does: the size is set
+        before the copy has failed.
+        """
+        if address + count > self.geometry.user_top:
+            raise CallError("EFAULT", f"a bad buffer at {address:#x}")
         if file.kind == "zero":
             return file.pwrite(bytes(count), offset)
-        return file.pwrite(self.copy_in(address, count), offset)
+        done = 0
+        while done < count:
+            wanted = self._chunk(offset + done, count - done)
+            part = self.copy_in(address + done, wanted)
+            written = file.pwrite(part, offset + done)
+            if not part and not done:
+                if not file.appends:
+                    file.regular().write_failed(offset)
+                raise CallError("EFAULT", f"a bad buffer at {address:#x}")
+            done += written
+            if written < wanted:
+                break
+        return done
 
     def pipe_write_from(self, address: int, count: int) -> int:
         """write(2) to an empty pipe, which takes whole pages or nothing of them."""
@@ -154,12 +180,10 @@ class AddressSpace(Space):
         return done
 
     def copy_out(self, address: int, content: bytes) -> int:
-        """Stores into memory for a system call, up to the first fault."""
+        """Stores into memory for a system call, up to the first fault; says how many bytes."""
         try:
             self.store(address, content)
         except Signalled as signal:
-            if not signal.done:
-                raise CallError("EFAULT", f"a bad buffer at {signal.address:#x}") from None
             return signal.done
         return len(content)
 
@@ -168,6 +192,8 @@ class AddressSpace(Space):
         try:
             return self.load(address, count)
         except Signalled as signal:
-            if not signal.done:
-                raise CallError("EFAULT", f"a bad buffer at {signal.address:#x}") from None
             return self.load(address, signal.done)
+
+    def _chunk(self, offset: int, left: int) -> int:
+        """Bytes of a file's page from `offset` on: system calls copy a page at a time."""
+        return min(left, self.geometry.page_size - offset % self.geometry.page_size)

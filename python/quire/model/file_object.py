@@ -137,7 +137,7 @@ class FileObject(MemoryObject):
         """
         if self.write_sealed:
             raise CallError("EPERM", "the file is sealed against writing")
-        if offset > self.size:
+        if content and offset > self.size:
             self._expose(self.size, offset)  # what is written over needs no clearing
         done = 0
         while done < len(content):
@@ -151,6 +151,12 @@ class FileObject(MemoryObject):
                 raise CallError(error.errno, str(error)) from error
             done += len(part)
         return done
+
+    def write_failed(self, offset: int) -> None:
+        """A write whose buffer could not be read: the size was set before the copy failed."""
+        if offset > self.size:
+            self._expose(self.size, offset)
+            self.size = offset
 
     def truncate(self, size: int) -> None:
         """Sets the size. What lies wholly past a new end is gone, private copies included.

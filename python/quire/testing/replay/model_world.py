@@ -25,6 +25,7 @@ ARENA = 0x1000_0000_0000
 ARENA_PAGES = 4096
 _LOW = 1 << 20
 _NEAR_VARIABLE = 1 << 21
+_STACK_LIMIT = 8 << 20
 _MODES = {
     "r": (True, False),
     "w": (False, True),
@@ -74,7 +75,9 @@ class ModelWorld:
         for name, file in row.files.items():
             content = self.scale.stretch(_content(file))
             self.files[name] = machine.file(name, content, on_disk=row.on_disk)
-        self.processes = {"p0": Process(AddressSpace(machine), {}, {})}
+        space = AddressSpace(machine)
+        space.limits["STACK"] = self.scale.up(_STACK_LIMIT)
+        self.processes = {"p0": Process(space, {}, {})}
         self.p = self.processes["p0"]
 
     @property
