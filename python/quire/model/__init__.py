@@ -1,8 +1,8 @@
 """Virtual memory in readable Python: the machine that `mmap` works on, step by step.
 
-A second, independent implementation of the semantics, never a fallback: it depends on nothing in quire.
-It teaches (every step can be had as an event), and it is the oracle of property tests: its outcomes agree
-with those of Linux 6.18, recorded in `tests/model/cases`.
+A second, independent implementation of the semantics, never a fallback: it depends on nothing in
+quire. It teaches (every step can be had as an event), and it is the oracle of property tests: its
+outcomes agree with those of Linux 6.18, recorded in `tests/model/cases`.
 
 From the bottom up::
 

@@ -1,7 +1,8 @@
 """An address space: a process, as far as memory goes. Each system call is a method.
 
-Addresses and lengths are integers in bytes, flags the numbers of `quire.model.flags`. A call that fails
-raises `CallError` with the errno that Linux 6.18 gives, and leaves behind what Linux leaves behind.
+Addresses and lengths are integers in bytes, flags the numbers of `quire.model.flags`. A call that
+fails raises `CallError` with the errno that Linux 6.18 gives, and leaves behind what Linux leaves
+behind.
 """
 
 from __future__ import annotations
@@ -54,67 +55,67 @@ class AddressSpace(Space):
         file: OpenFile | None = None,
         offset: int = 0,
     ) -> int:
-        """mmap(2): maps `file`, or with MAP_ANONYMOUS memory; returns the address."""
+        """Maps `file`, or with MAP_ANONYMOUS memory; returns the address."""
         return mmap(self, address, length, prot, flags, file, offset)
 
     def munmap(self, address: int, length: int) -> None:
-        """munmap(2): whatever lies in the range is gone; holes are fine."""
+        """Ends all mappings in a range; holes are fine."""
         munmap(self, address, length)
 
     def mprotect(self, address: int, length: int, prot: int) -> None:
-        """mprotect(2). What precedes a hole or a refusal has been changed."""
+        """Changes the protection. What precedes a hole or a refusal has been changed."""
         mprotect(self, address, length, prot)
 
     def mremap(self, address: int, old: int, new: int, flags: int = 0, target: int = 0) -> int:
-        """mremap(2): shrinks, grows or moves; returns the address."""
+        """Shrinks, grows or moves a mapping; returns the address."""
         return mremap(self, address, old, new, flags, target)
 
     def msync(self, address: int, length: int, flags: int) -> None:
-        """msync(2)."""
+        """Writes what was stored through shared mappings to the disk."""
         msync(self, address, length, flags)
 
     def madvise(self, address: int, length: int, advice: int) -> None:
-        """madvise(2)."""
+        """Gives advice, or one of the orders that are called advice."""
         madvise(self, address, length, advice)
 
     def mincore(self, address: int, length: int) -> list[bool]:
-        """mincore(2): for each page, whether it is in memory."""
+        """Whether each page of a range is in memory."""
         return mincore(self, address, length)
 
     def mlock(self, address: int, length: int) -> None:
-        """mlock(2)."""
+        """Brings pages in and keeps them in memory."""
         mlock(self, address, length)
 
     def mlock2(self, address: int, length: int, flags: int) -> None:
-        """mlock2(2): with MLOCK_ONFAULT pages are locked when they are touched."""
+        """Locks pages; with MLOCK_ONFAULT each when it is touched."""
         mlock(self, address, length, flags)
 
     def munlock(self, address: int, length: int) -> None:
-        """munlock(2)."""
+        """Lets pages be evicted again."""
         munlock(self, address, length)
 
     def mlockall(self, flags: int) -> None:
-        """mlockall(2)."""
+        """Locks all mappings, those to come, or both."""
         mlockall(self, flags)
 
     def munlockall(self) -> None:
-        """munlockall(2)."""
+        """Unlocks everything, now and in future."""
         munlockall(self)
 
     def remap_file_pages(self, address: int, size: int, prot: int, page: int) -> None:
-        """remap_file_pages(2)."""
+        """Shows other pages of the same object in part of a shared mapping."""
         remap_file_pages(self, address, size, prot, page)
 
     def mseal(self, address: int, length: int, flags: int = 0) -> None:
-        """mseal(2)."""
+        """Forbids changes of mappings for ever."""
         mseal(self, address, length, flags)
 
     def brk(self, end: int) -> int:
-        """brk(2): returns the end of the heap, which is the old one if it could not be moved."""
+        """Moves the end of the heap; returns it: the old one if it could not be moved."""
         return brk(self, end)
 
     def fork(self) -> AddressSpace:
-        """fork(2): the address space of a child."""
+        """The address space of a child."""
         child = AddressSpace(self.machine)
         try:
             fork(self, child)
@@ -124,13 +125,15 @@ class AddressSpace(Space):
         return child
 
     def exit(self) -> None:
-        """exit(2): everything ends, and all that nobody else holds is freed."""
+        """Everything ends, and all that nobody else holds is freed."""
         self.machine.end(self)
 
     # System calls whose buffer lies here: EFAULT instead of a signal.
 
     def read_into(self, file: OpenFile, address: int, count: int, offset: int) -> int:
         """pread(2) of `file` into memory, page by page: as many bytes as could be stored."""
+        if address + count > self.geometry.user_top:
+            raise CallError("EFAULT", f"a bad buffer at {address:#x}")
         done = 0
         while True:
             part = file.pread(self._chunk(offset + done, count - done), offset + done)

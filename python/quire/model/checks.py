@@ -1,8 +1,8 @@
 """The order of errors, as data.
 
-Which errno a call gives when several things are wrong at once is part of its contract: programs probe
-for features that way. So each call keeps its checks in one table, in the kernel's order, and the first
-that refuses decides. The tables are also what the documents print.
+Which errno a call gives when several things are wrong at once is part of its contract: programs
+probe for features that way. So each call keeps its checks in one table, in the kernel's order, and
+the first that refuses decides. The tables are also what the documents print.
 """
 
 from __future__ import annotations

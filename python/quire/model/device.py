@@ -1,7 +1,8 @@
 """Devices: objects whose pages a driver supplies when they are touched.
 
-The driver interface has four calls, after FreeBSD's `cdev_pager_ops` and Linux's `vm_operations_struct`:
-`open` and `close` for each mapping, `fault` for the content of a page, `sync` for what was stored.
+The driver interface has four calls, after FreeBSD's `cdev_pager_ops` and Linux's
+`vm_operations_struct`: `open` and `close` for each mapping, `fault` for the content of a page,
+`sync` for what was stored.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Driver(Protocol):
 
 
 class DeviceObject(MemoryObject):
-    """A driver's pages. They are never cached: each access faults, so that registers are computed then."""
+    """A driver's pages.
+
+    They are never cached: each access faults, so that registers are computed then.
+    """
 
     volatile = True
 
@@ -91,11 +95,11 @@ class DeviceObject(MemoryObject):
 
 
 class CounterDriver:
-    """The demo device. Page 0: how often it was read; page 1: a register, which holds what was stored.
+    r"""The demo device. Page 0 counts how often it was read; page 1 holds what was stored.
 
     >>> driver = CounterDriver()
     >>> driver.fault(0), driver.fault(0)
-    (b'\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00', b'\\x02\\x00\\x00\\x00\\x00\\x00\\x00\\x00')
+    (b'\x01\x00\x00\x00\x00\x00\x00\x00', b'\x02\x00\x00\x00\x00\x00\x00\x00')
     """
 
     pages = 2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quire.model.errors import DiskError
-from quire.model.trace import Trace
+
+if TYPE_CHECKING:
+    from quire.model.trace import Trace
 
 __all__ = ["Disk", "DiskFile"]
 

@@ -27,7 +27,7 @@ class CallError(ModelError):
         super().__init__(f"{errno}: {why}")
 
 
-class Signalled(ModelError):
+class Signalled(ModelError):  # noqa: N818 - it is no error of anybody
     """An access could not be done. `code` is the si_code, `address` the exact byte (si_addr).
 
     `done` counts the bytes that were accessed before it.
@@ -42,7 +42,7 @@ class Signalled(ModelError):
         super().__init__(f"{signal} {code} at {address:#x}")
 
 
-class OutOfMemory(ModelError):
+class OutOfMemory(ModelError):  # noqa: N818 - it is no error of anybody
     """Nothing can be evicted and every frame is in use."""
 
 

@@ -95,9 +95,9 @@ def _grow_stack(space: Space, vma: Vma, address: int) -> Vma:
     refused = Signalled("SIGSEGV", "SEGV_MAPERR", address)
     if start < space.machine.lowest_address:
         raise refused
-    if below is not None and not below.flags & f.GROWSDOWN and below.accessible:
-        if start - below.end < GUARD_GAP_PAGES * page:
-            raise refused
+    keeps_gap = below is not None and not below.flags & f.GROWSDOWN and below.accessible
+    if below is not None and keeps_gap and start - below.end < GUARD_GAP_PAGES * page:
+        raise refused
     stack = space.limits["STACK"]
     pages = (vma.start - start) >> space.page_bits
     if stack is not None and vma.end - start > stack:
@@ -218,4 +218,4 @@ def _block(space: Space, vma: Vma, address: int) -> bool:
 def _note(space: Space, kind: str, address: int, page: Page | None) -> None:
     if space.machine.trace.on:
         frame = 0 if page is None else page.frame
-        space.machine.trace.add("fault", kind=kind, address=address, frame=frame)
+        space.machine.trace.add("fault", by=kind, address=address, frame=frame)

@@ -2,13 +2,14 @@
 
 Kinds, by what lies behind:
 
-- on a disk (like ext4): pages are read when needed; dirty ones are written by msync and fsync or before eviction;
+- on a disk (like ext4): pages are read when needed; dirty ones are written by msync and fsync or
+  before eviction;
 - without a disk (like shmem: memfd, tmpfs, shared anonymous memory): the pages are the file.
 
-The last page of a file is whole: bytes past the end may be stored there and are seen by other mappings,
-but never by read(), and they must not appear when the file grows (POSIX mmap(): "effects on the contents
-of bytes beyond the end are undefined"). A disk file system clears them when the page is written and when
-the file grows. shmem does neither (`keeps_tail`).
+The last page of a file is whole: bytes past the end may be stored there and are seen by other
+mappings, but never by read(), and they must not appear when the file grows (POSIX mmap(): "effects
+on the contents of bytes beyond the end are undefined"). A disk file system clears them when the
+page is written and when the file grows. shmem does neither (`keeps_tail`).
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class FileObject(MemoryObject):
         del self.pages[page.index]
 
     def sync(self, first: int, last: int) -> None:
-        """Writes dirty pages `[first, last)`; each is read-only again, so that the next store is seen.
+        """Writes dirty pages `[first, last)`; they are read-only again: the next store is seen.
 
         Raises:
             DiskError: a block cannot be written; its page stays dirty.

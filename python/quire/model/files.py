@@ -1,4 +1,7 @@
-"""What open(2) gives: an open file description, and the kinds of file that are not memory objects."""
+"""What open(2) gives:
+
+an open file description, and the kinds of file that are not memory objects.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ __all__ = ["OpenFile"]
 
 @dataclass(eq=False)
 class OpenFile:
-    """An open file description: what was opened and for what. Two opens of one file are two of these.
+    """An open file description: what was opened and for what. Two opens make two of them.
 
-    `kind` is "regular", "zero" (/dev/zero), "device" (of a driver), "pipe", "directory" or "stream" (a
-    character device without mmap, such as /dev/random).
+    `kind` is "regular", "zero" (/dev/zero), "device" (of a driver), "pipe", "directory" or "stream"
+    (a character device without mmap, such as /dev/random).
     """
 
     name: str
@@ -57,7 +60,7 @@ class OpenFile:
         return self.object.size if isinstance(self.object, FileObject) else 0
 
     def pread(self, count: int, offset: int) -> bytes:
-        """pread(2)."""
+        """Reads at an offset."""
         if not self.readable or self.only_path:
             raise CallError("EBADF", "the descriptor cannot read")
         if self.kind == "zero":
@@ -65,7 +68,7 @@ class OpenFile:
         return self.regular().read(offset, count)
 
     def pwrite(self, content: bytes, offset: int) -> int:
-        """pwrite(2); with O_APPEND the offset is ignored, as Linux does."""
+        """Writes at an offset; with O_APPEND at the end, as Linux does."""
         if not self.writable or self.only_path:
             raise CallError("EBADF", "the descriptor cannot write")
         if self.kind == "zero":
@@ -74,7 +77,7 @@ class OpenFile:
         return target.write(target.size if self.appends else offset, content)
 
     def ftruncate(self, size: int) -> None:
-        """ftruncate(2)."""
+        """Sets the size."""
         if self.only_path:
             raise CallError("EBADF", "an O_PATH descriptor")
         if size < 0:
@@ -96,6 +99,6 @@ class OpenFile:
         self.regular().punch(offset, count)
 
     def fsync(self) -> None:
-        """fsync(2)."""
+        """Writes all dirty pages to the disk."""
         target = self.regular()
         target.sync(0, target.page_count() + 1)

@@ -41,13 +41,11 @@ MAP: Final = {
     "HUGE_1GB": 30 << 26,
 }
 MAP_TYPE: Final = 0xF
-MAP_LEGACY: Final = sum(
-    MAP[name]
-    for name in (
-        "SHARED PRIVATE FIXED ANON DENYWRITE EXECUTABLE UNINITIALIZED GROWSDOWN LOCKED NORESERVE"
-        " POPULATE NONBLOCK STACK HUGETLB F32BIT HUGE_2MB HUGE_1GB"
-    ).split()
-) | (0x3F << 26)
+_NOT_LEGACY: Final = ("DROPPABLE", "SYNC", "FIXED_NOREPLACE", "SHARED_VALIDATE")
+_HUGE_SIZE: Final = 0x3F << 26
+MAP_LEGACY: Final = _HUGE_SIZE | sum(
+    bit for name, bit in MAP.items() if name not in _NOT_LEGACY and not name.startswith("HUGE_")
+)
 """Flags that old kernels ignored when they did not know them (LEGACY_MAP_MASK)."""
 
 MREMAP: Final = {"MAYMOVE": 1, "FIXED": 2, "DONTUNMAP": 4}
@@ -85,7 +83,7 @@ MADV: Final = {
     "GUARD_REMOVE": 103,
 }
 
-# Flags of a VMA. The first three are the PROT_ bits; MAY_ is the maximum protection, four bits higher.
+# Flags of a VMA. The first three are the PROT_ bits; MAY_, four bits higher, is the maximum.
 READ: Final = PROT_READ
 WRITE: Final = PROT_WRITE
 EXEC: Final = PROT_EXEC

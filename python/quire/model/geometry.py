@@ -1,6 +1,6 @@
 """How an address is cut up: page size, levels of the page table, and where user space ends.
 
-A virtual address is a row of indices, one for each level of the page table, and an offset in the page::
+A virtual address is a row of indices, one for each level, and an offset in the page::
 
     x86-64, 4 levels, 4 KiB pages:      aarch64, 64 KiB granule, 48 bits:
     47    39 38    30 29    21 20  12 11   0      47  42 41    29 28    16 15     0
@@ -27,8 +27,9 @@ GUARD_GAP_PAGES = 256
 class EntryFormat:
     """Where an architecture keeps the bits of a page-table entry.
 
-    `block` and `page` mark a leaf above and at the last level, `table` an entry that points to a table.
-    Writing is allowed by the presence of `writable` (x86) or by the absence of `read_only` (Arm).
+    `block` and `page` mark a leaf above and at the last level, `table` an entry that points to a
+    table. Writing is allowed by the presence of `writable` (x86) or by the absence of `read_only`
+    (Arm).
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""The machine: physical memory, one or more CPUs, disk, swap, page daemon, and the system's limits."""
+"""The machine:
+
+physical memory, one or more CPUs, disk, swap, page daemon, and the system's limits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from quire.model.disk import Disk, DiskFile
 from quire.model.file_object import FileObject
 from quire.model.geometry import X86_64
 from quire.model.mmu import Mmu
-from quire.model.page import Page
 from quire.model.pageout import Pageout
 from quire.model.physical_memory import PhysicalMemory
 from quire.model.swap import Swap
@@ -20,6 +22,7 @@ from quire.model.trace import Trace
 if TYPE_CHECKING:
     from quire.model.device import Driver
     from quire.model.geometry import Geometry
+    from quire.model.page import Page
     from quire.model.policy import Policy
     from quire.model.space import Space
 
@@ -29,16 +32,12 @@ __all__ = ["Machine"]
 class Machine:
     """Everything that address spaces share.
 
-    Parameters:
-        geometry: how addresses are translated.
-        frames: how many pages may be in memory beside wired ones; None for as many as are asked for.
-        swap: slots of swap; 0 for none, None without end.
-        tlb: entries of each CPU's TLB; 0 for none.
-        cpus: how many; `cpu` says which one runs.
-        disk_blocks: size of the disk in pages; None without end.
-        memory_bytes: what the machine says it has, for overcommit.
-        overcommit: vm.overcommit_memory: 0 refuses a single request beyond memory and swap,
-            1 nothing, 2 what exceeds half of memory plus swap in sum.
+    Parameters: geometry: how addresses are translated. frames: how many pages may be in memory
+        beside wired ones; None for as many as are asked for. swap: slots of swap; 0 for none, None
+        without end. tlb: entries of each CPU's TLB; 0 for none. cpus: how many; `cpu` says which
+        one runs. disk_blocks: size of the disk in pages; None without end. memory_bytes: what the
+        machine says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a single
+        request beyond memory and swap, 1 nothing, 2 what exceeds half of memory plus swap in sum.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Machine:
                 self.trace.add("shootdown", cpu=number, page=first, count=count)
 
     def may_grow(self, space: Space, flags: int, pages: int, *, locks: bool = False) -> bool:
-        """Whether `pages` more pages with `flags` fit RLIMIT_AS, RLIMIT_DATA (and RLIMIT_MEMLOCK)."""
+        """Whether more pages with `flags` fit RLIMIT_AS, RLIMIT_DATA (and RLIMIT_MEMLOCK)."""
         bits = self.geometry.page_bits
         whole, data = space.limits["AS"], space.limits["DATA"]
         if whole is not None and space.mapped_pages() + pages > whole >> bits:
@@ -145,13 +144,14 @@ class Machine:
 
     def promised_pages(self) -> int:
         """Pages promised to all address spaces (Committed_AS)."""
-        size = sum(
-            vma.size for space in self.spaces for vma in space.vmas if vma.flags & f.ACCOUNT
-        )
+        size = sum(vma.size for space in self.spaces for vma in space.vmas if vma.flags & f.ACCOUNT)
         return size >> self.geometry.page_bits
 
     def write_back(self) -> None:
-        """Periodic writeback: every dirty file page goes to the disk (the flusher threads; sync(2))."""
+        """Periodic writeback:
+
+        every dirty file page goes to the disk (the flusher threads; sync(2)).
+        """
         objects = {
             page.owner for page in self.memory.pages if page is not None and page.owner is not None
         }

@@ -1,4 +1,4 @@
-"""A memory object: what can be mapped. It owns pages by index; several address spaces may show them.
+"""A memory object: what can be mapped. It owns pages; several address spaces may show them.
 
 `FileObject` (files, shared memory) and `DeviceObject` are its kinds. The seam is narrow: downwards
 `page(index)` gives a page in memory; upwards `Mapper.invalidate` takes translations away when the
@@ -18,9 +18,10 @@ __all__ = ["MemoryObject"]
 
 
 class MemoryObject:
-    """Pages by index, and the address spaces that map them. Subclasses say where content comes from.
+    """Pages by index, and who maps them. Subclasses say where content comes from.
 
-    `backing` is the file on disk that pages are read from and written to; without one they go to swap.
+    `backing` is the file on disk that pages are read from and written to; without one they go to
+    swap.
     """
 
     backing: DiskFile | None = None

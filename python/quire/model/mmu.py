@@ -1,8 +1,8 @@
 """The memory management unit: turns a virtual address into a physical one, or raises a page fault.
 
-In the order of the hardware: is the address canonical; does the TLB know the page; walk the page table;
-are the rights enough; set the accessed and dirty bits; remember. (Intel SDM 3A, 4.6 and 4.7; on Arm the
-walker of FEAT_HAFDBS.)
+In the order of the hardware: is the address canonical; does the TLB know the page; walk the page
+table; are the rights enough; set the accessed and dirty bits; remember. (Intel SDM 3A, 4.6 and 4.7;
+on Arm the walker of FEAT_HAFDBS.)
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Access(Enum):
     EXECUTE = "execute"
 
 
-class NonCanonicalAddress(Exception):
+class NonCanonicalAddress(Exception):  # noqa: N818 - it is no error of anybody
     """The address has bits that no translation knows: a general protection fault on x86."""
 
 
-class PageFault(Exception):
+class PageFault(Exception):  # noqa: N818 - it is no error of anybody
     """No translation, or not the right. `error_code` has the bits that x86 pushes (SDM 3A, 4.7)."""
 
     PRESENT, WRITE, USER, FETCH = 1 << 0, 1 << 1, 1 << 2, 1 << 4

@@ -1,8 +1,9 @@
-"""A page: one page's worth of content, wherever it is now: in a frame, in a swap slot, or on its disk.
+"""A page: content of a page's size, wherever it is now: in a frame or in a swap slot.
 
 The second layer: *what the answer was*. A page belongs to a memory object (its `owner`), or it is
-private: then its `holders` say which address spaces have it in their overlay, and at which page number.
-`mappings` is the reverse map: every translation that shows the page, so that it can be taken away.
+private: then its `holders` say which address spaces have it in their overlay, and at which page
+number. `mappings` is the reverse map: every translation that shows the page, so that it can be
+taken away.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ __all__ = ["Mapper", "Marker", "Page", "Place"]
 class Mapper(Protocol):
     """What pages and objects ask of the address spaces above them."""
 
-    def invalidate(
-        self, target: MemoryObject, first: int, last: int, even_private: bool
-    ) -> None:
-        """Takes away translations of pages `[first, last)` of an object, and private copies if told."""
+    def invalidate(self, target: MemoryObject, first: int, last: int, even_private: bool) -> None:
+        """Takes away translations of an object's pages `[first, last)`, and private copies."""
 
     def forget_translation(self, page_number: int) -> None:
         """Takes away one translation; the page stays."""

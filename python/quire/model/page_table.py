@@ -1,11 +1,12 @@
 """A page table: a tree of tables in physical frames, read by the hardware, written by the system.
 
-The tables lie in frames of `PhysicalMemory` as they would in a machine: entries of 8 bytes, in the bits
-of the geometry's `EntryFormat`. A table without a valid entry is freed at once, up to the root.
+The tables lie in frames of `PhysicalMemory` as they would in a machine: entries of 8 bytes, in the
+bits of the geometry's `EntryFormat`. A table without a valid entry is freed at once, up to the
+root.
 
-The page table is a cache: every translation in it follows from mappings and pages, and may be thrown
-away at any time; the next access brings it back by a fault (Rashid et al., "Machine-independent virtual
-memory management", 1987, of the pmap layer).
+The page table is a cache: every translation in it follows from mappings and pages, and may be
+thrown away at any time; the next access brings it back by a fault (Rashid et al.,
+"Machine-independent virtual memory management", 1987, of the pmap layer).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class PageTable:
         self.geometry = geometry
         self.format = geometry.entries
         self.memory = memory
-        self.root = memory.allocate()
+        self._table_bytes = _ENTRY.size << max(geometry.index_bits)
+        self.root = memory.allocate_table(self._table_bytes)
         self._valid_counts = {self.root: 0}
 
     def steps(self, address: int) -> Iterator[Step]:
@@ -71,8 +73,8 @@ class PageTable:
     def leaf(self, address: int) -> Leaf | None:
         """The translation of `address`; None when there is none."""
         last = None
-        for last in self.steps(address):
-            pass
+        for step in self.steps(address):
+            last = step
         if last is None or not last.entry & self.format.valid:
             return None
         size = 1 << self.geometry.shifts[self.geometry.levels - 1 - last.level]
@@ -86,14 +88,14 @@ class PageTable:
     def map(
         self, address: int, frame: int, *, writable: bool, executable: bool, level: int = 0
     ) -> None:
-        """Makes the page (or, at level 1, the block) at `address` show `frame`, replacing nothing."""
+        """Makes the page (or, at level 1, the block) at `address` show `frame`. It must be free."""
         table, here = self.root, self.geometry.levels
         indices = self.geometry.indices(address)
         for index in indices[: self.geometry.levels - 1 - level]:
             here -= 1
             entry = self._read(table, index)
             if not entry & self.format.valid:
-                below = self.memory.allocate()
+                below = self.memory.allocate_table(self._table_bytes)
                 self._valid_counts[below] = 0
                 entry = self._address_of(below) | self.format.valid | self.format.table
                 self._put(table, index, entry)

@@ -1,12 +1,12 @@
 """The page daemon: gives out frames, and when they are short, chooses pages that give theirs up.
 
-`limit` bounds the pages that may be evicted. Wired memory (page tables, locked pages, the zero page) lies
-beside it, so that no program can lock the machine to death, and so that the bound never changes what a
-program reads: it only makes it wait.
+`limit` bounds the pages that may be evicted. Wired memory (page tables, locked pages, the zero
+page) lies beside it, so that no program can lock the machine to death, and so that the bound never
+changes what a program reads: it only makes it wait.
 
-The way of an eviction: take the translations away (by the reverse map), save the content (to its disk or
-to a swap slot), free the frame. A page found locked goes to the unevictable list until it is unlocked, as
-in Linux (Documentation/mm/unevictable-lru.rst).
+The way of an eviction: take the translations away (by the reverse map), save the content (to its
+disk or to a swap slot), free the frame. A page found locked goes to the unevictable list until it
+is unlocked, as in Linux (Documentation/mm/unevictable-lru.rst).
 """
 
 from __future__ import annotations
@@ -155,4 +155,5 @@ class Pageout:
 
 
 def _referenced(page: Page) -> bool:
-    return any([space.take_reference(number) for space, number in page.mappings])
+    # Every bit is read and cleared, not only those up to the first that is set.
+    return sum(space.take_reference(number) for space, number in page.mappings) > 0

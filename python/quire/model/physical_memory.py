@@ -1,6 +1,7 @@
 """Physical memory: numbered frames of bytes, each with its counts, and who uses it.
 
-Like the kernel's `mem_map` (one `struct page` for each frame), but the bytes are here too. A frame is
+Like the kernel's `mem_map` (one `struct page` for each frame), but the bytes are here too. A frame
+is
 
 - *free*,
 - a *table* of some page table,
@@ -22,7 +23,7 @@ ZERO_FRAME = 0
 
 
 class PhysicalMemory:
-    """Frames, made when they are first needed; how many may be in use is the page daemon's matter."""
+    """Frames, made when first needed; how many may be in use is the page daemon's matter."""
 
     def __init__(self, frame_size: int) -> None:
         self.frame_size = frame_size
@@ -32,16 +33,21 @@ class PhysicalMemory:
         self.tables: set[int] = set()
         self._free: list[int] = []
 
-    def allocate(self, page: Page | None = None) -> int:
-        """A zeroed frame for `page`, or for a page table."""
+    def allocate(self, page: Page | None) -> int:
+        """A zeroed frame for `page`."""
         if self._free:
             frame = self._free.pop()
             self.frames[frame] = bytearray(self.frame_size)
         else:
             frame = self._extend(1)
         self.pages[frame] = page
-        if page is None:
-            self.tables.add(frame)
+        return frame
+
+    def allocate_table(self, size_bytes: int) -> int:
+        """A zeroed frame for a page table (larger than others, if a toy geometry wants that)."""
+        frame = self.allocate(None)
+        self.frames[frame] = bytearray(max(size_bytes, self.frame_size))
+        self.tables.add(frame)
         return frame
 
     def allocate_run(self, pages: list[Page]) -> int:

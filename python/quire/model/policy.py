@@ -1,9 +1,9 @@
 """Replacement policies: which page gives way when a frame is needed.
 
 All have one face, so that the page daemon and the textbook's reference strings use the same code:
-`insert` a page that came in, `touch` one that was used, `remove` one that is gone, and `victim`, which
-chooses, takes out and returns. A page daemon sees no hits; its policies ask `referenced(page)`, which
-reads and clears the accessed bit of the page's translations.
+`insert` a page that came in, `touch` one that was used, `remove` one that is gone, and `victim`,
+which chooses, takes out and returns. A page daemon sees no hits; its policies ask
+`referenced(page)`, which reads and clears the accessed bit of the page's translations.
 
 FIFO, LRU, OPT: Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
 CLOCK: Corbato, "A paging experiment with the Multics system", 1968.
@@ -61,7 +61,7 @@ class Fifo(Generic[Key]):
         """A page is gone."""
         self.queue.pop(page, None)
 
-    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:  # noqa: ARG002
         """The oldest."""
         return self.queue.popitem(last=False)[0] if self.queue else None
 
@@ -109,8 +109,8 @@ class Clock(Fifo[Key]):
 class TwoLists(Generic[Key]):
     """Active and inactive list: a page must be used twice to be kept from a long scan.
 
-    New pages are inactive. The oldest inactive page is the victim, unless it was used: then it becomes
-    active. When the active list is the longer one, its oldest pages become inactive again.
+    New pages are inactive. The oldest inactive page is the victim, unless it was used: then it
+    becomes active. When the active list is the longer one, its oldest pages become inactive again.
     """
 
     def __init__(self) -> None:
@@ -170,11 +170,11 @@ class Opt(Fifo[Key]):
         super().insert(page)
         self.now += 1
 
-    def touch(self, page: Key) -> None:
+    def touch(self, page: Key) -> None:  # noqa: ARG002
         """Time goes on."""
         self.now += 1
 
-    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:  # noqa: ARG002
         """The page needed last; of those never needed again, the oldest."""
         rest = self.future[self.now + 1 :]
         never = len(rest)

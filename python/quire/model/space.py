@@ -3,10 +3,12 @@
 Three layers, each of which follows from the one above:
 
 1. `vmas`: what was asked.
-2. `overlay` and memory objects: what the answer was. The overlay holds the private pages of this space
-   by page number, over whatever the VMA's object shows (UVM's amap; Cranor, "Design and implementation of
-   the UVM virtual memory system", 1998). Fork shares its pages until one side stores. No shadow chains.
-3. `table` and the TLBs: what the hardware has. Any translation may be forgotten; a fault brings it back.
+2. `overlay` and memory objects: what the answer was. The overlay holds the private pages of this
+   space by page number, over whatever the VMA's object shows (UVM's amap; Cranor, "Design and
+   implementation of the UVM virtual memory system", 1998). Fork shares its pages until one side
+   stores. No shadow chains.
+3. `table` and the TLBs: what the hardware has. Any translation may be forgotten; a fault brings it
+   back.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from quire.model.vma_set import VmaSet
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quire.model.geometry import Geometry
     from quire.model.machine import Machine
     from quire.model.memory_object import MemoryObject
     from quire.model.page_table import Leaf
@@ -34,12 +37,15 @@ __all__ = ["Space"]
 
 
 class Space:
-    """See the module. Addresses and lengths are bytes; `number` is an address divided by the page size."""
+    """See the module.
+
+    Addresses and lengths are bytes; `number` is an address divided by the page size.
+    """
 
     def __init__(self, machine: Machine, asid: int) -> None:
         self.machine = machine
         self.asid = asid
-        self.geometry = machine.geometry
+        self.geometry: Geometry = machine.geometry
         self.page_bits = machine.geometry.page_bits
         self.vmas = VmaSet(self, self.page_bits, machine.max_map_count)
         self.overlay: dict[int, Page | Marker] = {}
@@ -121,7 +127,7 @@ class Space:
     # What pages and objects ask (`Mapper`).
 
     def invalidate(self, target: MemoryObject, first: int, last: int, even_private: bool) -> None:
-        """Takes away translations of pages `[first, last)` of an object, and private copies if told."""
+        """Takes away translations of an object's pages `[first, last)`, and private copies."""
         for vma in self.vmas:
             if vma.object is not target:
                 continue
@@ -285,9 +291,7 @@ class Space:
         writable = form.may_write(leaf.entry) and bool(flags & f.WRITE)
         executable = form.may_execute(leaf.entry) and bool(flags & f.EXEC)
         self.table.update(leaf, form.with_protection(leaf.entry, writable, executable))
-        self.machine.shootdown(
-            self.asid, leaf.start >> self.page_bits, leaf.size >> self.page_bits
-        )
+        self.machine.shootdown(self.asid, leaf.start >> self.page_bits, leaf.size >> self.page_bits)
 
     def _settle(self) -> None:
         """Ends the access to pages of volatile objects."""

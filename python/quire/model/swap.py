@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from quire.model.trace import Trace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quire.model.trace import Trace
 
 __all__ = ["Swap"]
 

@@ -1,9 +1,10 @@
 """The translation look-aside buffer: the few translations that a CPU remembers.
 
-Set-associative: a page may lie in `ways` places, and the least recently used of them gives way. Entries
-carry the number of their address space (ASID; PCID on x86), so that a switch flushes nothing. A
-translation that is changed in memory stays usable here until it is flushed: forgetting that flush is the
-classic bug which a *shoot-down* prevents (Black et al., "Translation lookaside buffer consistency", 1989).
+Set-associative: a page may lie in `ways` places, and the least recently used of them gives way.
+Entries carry the number of their address space (ASID; PCID on x86), so that a switch flushes
+nothing. A translation that is changed in memory stays usable here until it is flushed: forgetting
+that flush is the classic bug which a *shoot-down* prevents (Black et al., "Translation lookaside
+buffer consistency", 1989).
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ Key = tuple[int, int]
 
 
 class TlbEntry(NamedTuple):
-    """What is remembered of a page: its frame and what may be done without asking the page table."""
+    """What is remembered of a page:
+
+    its frame and what may be done without asking the page table.
+    """
 
     frame: int
     writable: bool

@@ -1,4 +1,7 @@
-"""Every step of the machine as data: what a walk read, why a fault was taken, which frame was chosen."""
+"""Every step of the machine as data:
+
+what a walk read, why a fault was taken, which frame was chosen.
+"""
 
 from __future__ import annotations
 

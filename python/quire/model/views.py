@@ -42,7 +42,9 @@ def _line(space: Space, vma: Vma) -> MapsLine:
     if vma.object is not None:
         name = vma.object.name
     offset = vma.offset << space.page_bits if name is not None else 0
-    return MapsLine(vma.start, vma.end, permissions + ("s" if vma.flags & f.MAY_SHARE else "p"), offset, name)
+    return MapsLine(
+        vma.start, vma.end, permissions + ("s" if vma.flags & f.MAY_SHARE else "p"), offset, name
+    )
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,11 @@ def _smaps_entry(space: Space, vma: Vma) -> SmapsEntry:
     pages = [space.overlay[number] for number in held]
     swap = sum(page_size for page in pages if isinstance(page, Page) and page.slot is not None)
     locked = rss if vma.flags & f.LOCKED else 0
-    return SmapsEntry(
-        _line(space, vma), rss, pss, shared, rss - shared, anonymous, swap, locked
-    )
+    return SmapsEntry(_line(space, vma), rss, pss, shared, rss - shared, anonymous, swap, locked)
 
 
 def _shown(space: Space, vma: Vma) -> list[int]:
-    numbers = []
+    numbers: list[int] = []
     for leaf in space.table.leaves(vma.start, vma.end):
         low, high = max(leaf.start, vma.start), min(leaf.start + leaf.size, vma.end)
         numbers += range(low >> space.page_bits, high >> space.page_bits)
@@ -98,7 +98,10 @@ def _shown(space: Space, vma: Vma) -> list[int]:
 
 
 def pagemap(space: Space, address: int) -> dict[str, int | bool | None]:
-    """What is known of one page: its frame, its swap slot, whether it is a file's, a guard, dirty."""
+    """What is known of one page:
+
+    its frame, its swap slot, whether it is a file's, a guard, dirty.
+    """
     number = address >> space.page_bits
     held = space.overlay.get(number)
     leaf = space.table.leaf(address)

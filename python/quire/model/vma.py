@@ -20,8 +20,9 @@ __all__ = ["Lineage", "Vma"]
 class Lineage:
     """The family of private pages that a VMA may hold: Linux's `anon_vma`.
 
-    A VMA gets one with its first private page. VMAs of different families do not merge, for then one
-    list could no longer find all who share a page. `inherited`: it came by fork, with a parent's pages.
+    A VMA gets one with its first private page. VMAs of different families do not merge, for then
+    one list could no longer find all who share a page. `inherited`: it came by fork, with a
+    parent's pages.
     """
 
     __slots__ = ("inherited",)
@@ -34,9 +35,10 @@ class Lineage:
 class Vma:
     """Addresses `[start, end)`, their flags, and what they show.
 
-    `object` is None where private pages are born as zeros. `offset` counts pages: in the object, or, for
-    anonymous memory, from address 0, so that neighbours continue each other. `file` is the open file
-    description that was mapped; it gives the name, and it keeps apart what two `open` calls mapped.
+    `object` is None where private pages are born as zeros. `offset` counts pages: in the object,
+    or, for anonymous memory, from address 0, so that neighbours continue each other. `file` is the
+    open file description that was mapped; it gives the name, and it keeps apart what two `open`
+    calls mapped.
     """
 
     start: int
@@ -54,7 +56,10 @@ class Vma:
 
     @property
     def private(self) -> bool:
-        """Whether stores make private copies. (So does /dev/zero, shared by a read-only descriptor.)"""
+        """Whether stores make private copies.
+
+        (So does /dev/zero, shared by a read-only descriptor.)
+        """
         return self.object is None or not self.flags & f.MAY_SHARE
 
     @property
@@ -88,9 +93,9 @@ class Vma:
     def continued_by(self, right: Vma, page_bits: int) -> bool:
         """The merge rule: whether `right`, which follows, may become one VMA with this one.
 
-        Same kind and same file, offsets that continue, and at most one family of private pages; a family
-        that came by fork does not take in others (`is_mergeable_vma`, `is_mergeable_anon_vma` in
-        mm/vma.c).
+        Same kind and same file, offsets that continue, and at most one family of private pages; a
+        family that came by fork does not take in others (`is_mergeable_vma`,
+        `is_mergeable_anon_vma` in mm/vma.c).
         """
         return (
             self.end == right.start
@@ -103,7 +108,7 @@ class Vma:
         )
 
     def may_share_family(self, right: Vma, page_bits: int) -> bool:
-        """Whether a new private page here may join the neighbour's family (`anon_vma_compatible`)."""
+        """Whether a first private page may join the neighbour's family (`anon_vma_compatible`)."""
         return (
             self.end == right.start
             and (self.flags ^ right.flags) & ~f.ACCESS == 0

@@ -1,8 +1,8 @@
 """The ordered set of an address space's VMAs, with its one merge and its one split.
 
-Every call that changes part of a mapping comes down to `change`: the part takes new attributes, grows
-into a neighbour that has the same, or is cut out. Linux keeps a maple tree; a sorted list is the same
-thing to a reader.
+Every call that changes part of a mapping comes down to `change`: the part takes new attributes,
+grows into a neighbour that has the same, or is cut out. Linux keeps a maple tree; a sorted list is
+the same thing to a reader.
 """
 
 from __future__ import annotations
@@ -83,16 +83,17 @@ class VmaSet:
     def change(self, vma: Vma, start: int, end: int, flags: int) -> Vma:
         """Gives `[start, end)` of `vma` new flags; returns the VMA that holds it then.
 
-        Raises:
-            CallError: ENOMEM, the part would have to be cut out and there are too many VMAs. A cut that
-                was already made stays, unseen: both sides are alike.
+        Raises: CallError: ENOMEM, the part would have to be cut out and there are too many VMAs. A
+            cut that was already made stays, unseen: both sides are alike.
         """
         new = replace(vma.piece(start, end, self.page_bits), flags=flags)
         left, right = self.before(vma), self.after(vma)
         joins_left = (
             start == vma.start and left is not None and left.continued_by(new, self.page_bits)
         )
-        joins_right = end == vma.end and right is not None and new.continued_by(right, self.page_bits)
+        joins_right = (
+            end == vma.end and right is not None and new.continued_by(right, self.page_bits)
+        )
         if not joins_left and not joins_right:
             if start > vma.start:
                 vma = self.split(vma, start)[1]
@@ -136,12 +137,14 @@ class VmaSet:
     def family_of_neighbours(self, vma: Vma) -> Lineage | None:
         """A family of private pages that `vma` may join (`find_mergeable_anon_vma`)."""
         right, left = self.after(vma), self.before(vma)
-        if right is not None and right.lineage and not right.lineage.inherited:
-            if vma.may_share_family(right, self.page_bits):
-                return right.lineage
-        if left is not None and left.lineage and not left.lineage.inherited:
-            if left.may_share_family(vma, self.page_bits):
-                return left.lineage
+        if right is not None and vma.may_share_family(right, self.page_bits):
+            family = right.lineage
+            if family is not None and not family.inherited:
+                return family
+        if left is not None and left.may_share_family(vma, self.page_bits):
+            family = left.lineage
+            if family is not None and not family.inherited:
+                return family
         return None
 
     def gaps(self, low: int, high: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """madvise(2): hints, and some orders that are called hints.
 
-The orders change what a program reads: DONTNEED and its kin drop private pages, REMOVE punches a hole,
-GUARD_INSTALL forbids access, DONTFORK and WIPEONFORK decide what a child gets, POPULATE_* touch.
+The orders change what a program reads: DONTNEED and its kin drop private pages, REMOVE punches a
+hole, GUARD_INSTALL forbids access, DONTFORK and WIPEONFORK decide what a child gets, POPULATE_*
+touch.
 """
 
 from __future__ import annotations

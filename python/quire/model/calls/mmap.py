@@ -215,9 +215,7 @@ def _place(r: MmapRequest) -> int:
         first_whole = -(-r.offset // huge) * huge
         if r.offset + r.size - first_whole < huge:
             align = 0
-    return find_place(
-        r.space, r.size, r.address, align=align, phase=phase, low=r.has("F32BIT")
-    )
+    return find_place(r.space, r.size, r.address, align=align, phase=phase, low=r.has("F32BIT"))
 
 
 def _sealed(r: MmapRequest) -> bool:

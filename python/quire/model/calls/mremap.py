@@ -1,4 +1,7 @@
-"""mremap(2): a mapping shrinks, grows, moves, or is shown a second time. After mm/mremap.c of Linux 6.18."""
+"""mremap(2):
+
+a mapping shrinks, grows, moves, or is shown a second time. After mm/mremap.c of Linux 6.18.
+"""
 
 from __future__ import annotations
 
@@ -162,9 +165,9 @@ def _to_target(r: _Request, vma: Vma) -> int:
     if found is None:
         raise CallError("EFAULT", "the source is gone")
     vma = found
-    if r.flags & _DONTUNMAP:
-        if not space.machine.may_grow(space, vma.flags, r.old >> space.page_bits):
-            raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
+    pages = r.old >> space.page_bits
+    if r.flags & _DONTUNMAP and not space.machine.may_grow(space, vma.flags, pages):
+        raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
     if not r.flags & _FIXED:
         r = replace(r, target=find_place(space, r.new, r.target & -space.geometry.page_size))
     return _move(r, vma)
@@ -187,7 +190,7 @@ def _grow(r: _Request, vma: Vma) -> int:
 
 
 def _move(r: _Request, vma: Vma) -> int:
-    """Shows `[start, start + old)` at `target` with the new size; the old place ends (`move_vma`)."""
+    """Shows a range at `target` with the new size; the old place ends (`move_vma`)."""
     space, bits = r.space, r.space.page_bits
     if len(space.vmas) >= space.vmas.limit - 3:
         raise CallError("ENOMEM", "too near vm.max_map_count for a move")

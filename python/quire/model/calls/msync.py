@@ -46,9 +46,7 @@ def msync(space: Space, start: int, length: int, flags: int) -> None:
         if flags & f.MS["SYNC"] and vma.flags & f.SHARED and vma.object is not None:
             low, high = max(vma.start, r.start), min(vma.end, r.end)
             try:
-                vma.object.sync(
-                    vma.index(low, space.page_bits), vma.index(high, space.page_bits)
-                )
+                vma.object.sync(vma.index(low, space.page_bits), vma.index(high, space.page_bits))
             except DiskError as error:
                 raise CallError(error.errno, str(error)) from None
         at = vma.end

@@ -1,7 +1,8 @@
-"""Bringing pages in before they are touched: MAP_POPULATE, mlock, MADV_POPULATE_*, and COLLAPSE's sibling.
+"""Bringing pages in before they are touched: MAP_POPULATE, mlock, MADV_POPULATE_*.
 
-Locked and populated pages are fetched as the program would: by a write where the mapping is private and
-writable, so that no store will fault again; else by a read (`populate_vma_page_range`, mm/gup.c).
+Locked and populated pages are fetched as the program would: by a write where the mapping is private
+and writable, so that no store will fault again; else by a read (`populate_vma_page_range`,
+mm/gup.c).
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ __all__ = ["populate", "touch"]
 def populate(space: Space, start: int, end: int, *, ignore_errors: bool) -> None:
     """Brings in the pages of every mapping in the range, as mlock does; holes are passed over.
 
-    Raises:
-        CallError: EFAULT, a page that cannot be had. With `ignore_errors` the rest of its VMA is left
-            and the next one goes on.
+    Raises: CallError: EFAULT, a page that cannot be had. With `ignore_errors` the rest of its VMA
+        is left and the next one goes on.
     """
     for vma in space.vmas.overlapping(start, end):
         if vma.flags & (f.LOCKONFAULT | f.DEVICE):
@@ -34,7 +34,9 @@ def populate(space: Space, start: int, end: int, *, ignore_errors: bool) -> None
         try:
             if not vma.accessible:
                 raise CallError("EFAULT", "PROT_NONE cannot be populated")
-            for address in range(max(vma.start, start), min(vma.end, end), space.geometry.page_size):
+            for address in range(
+                max(vma.start, start), min(vma.end, end), space.geometry.page_size
+            ):
                 touch(space, vma, address, write=write)
         except CallError:
             if not ignore_errors:

@@ -1,4 +1,7 @@
-"""remap_file_pages(2): other pages of the same file in part of a mapping; emulated by mapping over it."""
+"""remap_file_pages(2):
+
+other pages of the same file in part of a mapping; emulated by mapping over it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def remap_file_pages(space: Space, start: int, size: int, prot: int, page: int) 
     assert vma is not None
     if len(space.vmas) > space.vmas.limit:
         raise CallError("ENOMEM", "more than vm.max_map_count mappings")
-    _refuse_far_offset(r, vma)
+    _refuse_far_offset(r)
     if vma.flags & f.WRITE and isinstance(vma.object, FileObject) and vma.object.write_sealed:
         raise CallError("EPERM", "the file is sealed against writing")
     check_removal(space, r.start, r.end)
@@ -76,7 +79,7 @@ def _flags_of_new(space: Space, vma: Vma) -> int:
     return vma.flags & kept | allowed | space.future_flags
 
 
-def _refuse_far_offset(r: _Request, vma: Vma) -> None:
+def _refuse_far_offset(r: _Request) -> None:
     limit = (1 << 63) - 1
     if r.page > (limit - r.size) >> r.space.page_bits:
         raise CallError("EOVERFLOW", "the offset is beyond what a file can have")

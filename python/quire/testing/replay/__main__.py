@@ -1,6 +1,7 @@
 """`python -m quire.testing.replay --on model FILE...`: replays rows and compares outcomes.
 
-Prints one JSON object with `--json`, else a summary and each mismatch. Exit code 0 only if all agree.
+Prints one JSON object with `--json`, else a summary and each mismatch. Exit code 0 only if all
+agree.
 """
 
 from __future__ import annotations

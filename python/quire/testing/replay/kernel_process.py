@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import resource
@@ -21,7 +22,7 @@ from quire.model import flags as f
 from quire.model.file_object import SEALS
 from quire.testing.replay.model_world import ARENA, ARENA_PAGES, bits, protection
 from quire.testing.replay.native import Fault, helper
-from quire.testing.replay.rows import PAGE, digest, page_token, pattern
+from quire.testing.replay.rows import PAGE, digest, page_token, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,8 @@ __all__ = ["KernelProcess"]
 
 ARENA_END = ARENA + ARENA_PAGES * PAGE
 _NUMBERS = {
-    "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28,
+    "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "mincore": 27,
+    "madvise": 28,
     "mlock": 149, "munlock": 150, "mlockall": 151, "munlockall": 152, "remap_file_pages": 216,
     "mlock2": 325, "mseal": 462, "capget": 125, "capset": 126, "fallocate": 285,
     "pread": 17, "pwrite": 18, "write": 1,
@@ -201,7 +203,7 @@ class KernelProcess:
         return digest(into.raw)
 
     def _store(self, op: Op) -> Outcome:
-        content, fault = _stored(op), Fault()
+        content, fault = stored_bytes(op), Fault()
         if self.native.touch_store(self._address(op["at"]), len(content), content, fault):
             return self._signal(fault)
         return {"ok": len(content)}
@@ -227,7 +229,7 @@ class KernelProcess:
 
     def _open(self, op: Op) -> Outcome:
         path = self.paths.get(op["file"], op["file"])
-        self.fds[op["fd"]] = os.open(path, _MODES[op["mode"]])
+        self.fds[op["fd"]] = os.open(str(path), _MODES[op["mode"]])
         return {"ok": 0}
 
     def _pipe(self, op: Op) -> Outcome:
@@ -243,7 +245,7 @@ class KernelProcess:
         return digest(content) if op["n"] else {"ok": 0}
 
     def _pwrite(self, op: Op) -> Outcome:
-        return {"ok": os.pwrite(self.fds[op["fd"]], _stored(op), op["off"])}
+        return {"ok": os.pwrite(self.fds[op["fd"]], stored_bytes(op), op["off"])}
 
     def _ftruncate(self, op: Op) -> Outcome:
         os.ftruncate(self.fds[op["fd"]], op["size"])
@@ -279,14 +281,16 @@ class KernelProcess:
         return self._answer(self._call("pwrite", self.fds[op["fd"]], at, op["n"], op["off"]))
 
     def _pipe_write_from(self, op: Op) -> Outcome:
-        return self._answer(self._call("write", self.fds[op["fd"]], self._address(op["at"]), op["n"]))
+        return self._answer(
+            self._call("write", self.fds[op["fd"]], self._address(op["at"]), op["n"])
+        )
 
     # Views, limits, privileges.
 
     def _maps(self, op: Op) -> Outcome:
         vmas = []
         for low, high, permissions, offset, inode, path in _raw_maps():
-            if ARENA <= low and high <= ARENA_END:
+            if low >= ARENA and high <= ARENA_END:
                 name = self._name(inode, path)
                 place = (low - ARENA) // PAGE
                 vmas.append([place, (high - low) // PAGE, permissions, offset if name else 0, name])
@@ -315,7 +319,7 @@ class KernelProcess:
         """Plugs the small holes of the area where mappings go, so that placement is determined."""
         area = [line for line in _raw_maps() if 0x7 << 44 < line[0] < 1 << 47]
         flags = bits(f.MAP, ["FIXED_NOREPLACE", "PRIVATE", "ANON", "NORESERVE"])
-        for below, above in zip(area, area[1:], strict=False):
+        for below, above in itertools.pairwise(area):
             if below[1] < above[0] and not above[5].startswith("[stack"):
                 self._call("mmap", below[1], above[0] - below[1], 0, flags, -1, 0)
         return {"ok": 0}
@@ -347,23 +351,13 @@ class KernelProcess:
         return {"ok": 0}
 
 
-def _stored(op: Op) -> bytes:
-    if "hex" in op:
-        return bytes.fromhex(op["hex"])
-    if "seed" in op:
-        return pattern(op["seed"], 0, op.get("n", 1))
-    return bytes([op["byte"]]) * op.get("n", 1)
-
-
 def _raw_maps() -> list[tuple[int, int, str, int, int, str]]:
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         match = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+)\s*(.*)", line)
         assert match is not None
         low, high, permissions, offset, inode, path = match.groups()
-        found.append(
-            (int(low, 16), int(high, 16), permissions, int(offset, 16), int(inode), path)
-        )
+        found.append((int(low, 16), int(high, 16), permissions, int(offset, 16), int(inode), path))
     return found
 
 

@@ -1,7 +1,7 @@
 """The world of a row on the live kernel: forked children that do operations one at a time.
 
-Each named process of the row is a process; they are told what to do over socket pairs made beforehand,
-so that a child of a child can be told, too. Linux on x86-64 only.
+Each named process of the row is a process; they are told what to do over socket pairs made
+beforehand, so that a child of a child can be told, too. Linux on x86-64 only.
 """
 
 from __future__ import annotations

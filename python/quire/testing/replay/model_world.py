@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from quire.model import AddressSpace, CallError, Machine, OpenFile, Signalled
 from quire.model import flags as f
-from quire.model.file_object import FileObject
 from quire.model.invariants import check
 from quire.model.views import maps
-from quire.testing.replay.rows import digest, page_token, pattern
+from quire.testing.replay.rows import digest, page_token, pattern, stored_bytes
 from quire.testing.replay.scale import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quire.model import Geometry
+    from quire.model import FileObject, Geometry
     from quire.testing.replay.rows import Op, Outcome, Row
 
 __all__ = ["ModelWorld"]
@@ -239,7 +238,7 @@ class ModelWorld:
         return digest(self.scale.shrink(self.p.space.load(self._address(op["at"]), count)))
 
     def _store(self, op: Op) -> Outcome:
-        content = _stored(op)
+        content = stored_bytes(op)
         self.p.space.store(self._address(op["at"]), self.scale.stretch(content))
         return {"ok": len(content)}
 
@@ -293,7 +292,7 @@ class ModelWorld:
         return digest(self.scale.shrink(content))
 
     def _pwrite(self, op: Op) -> Outcome:
-        content = self.scale.stretch(_stored(op))
+        content = self.scale.stretch(stored_bytes(op))
         return {"ok": self.scale.down(self._fd(op).pwrite(content, self.scale.up(op["off"])))}
 
     def _ftruncate(self, op: Op) -> Outcome:
@@ -363,7 +362,7 @@ class ModelWorld:
                     line.name,
                 ]
                 for line in maps(self.p.space)
-                if ARENA <= line.start and line.end <= ARENA + ARENA_PAGES * size
+                if line.start >= ARENA and line.end <= ARENA + ARENA_PAGES * size
             ]
         }
 
@@ -412,11 +411,3 @@ def _content(file: dict[str, int]) -> bytes:
         return pattern(file["seed"], 0, file["size"])
     byte = 0xC3 if file.get("code") else file.get("byte", 0)
     return bytes([byte]) * file["size"]
-
-
-def _stored(op: Op) -> bytes:
-    if "hex" in op:
-        return bytes.fromhex(op["hex"])
-    if "seed" in op:
-        return pattern(op["seed"], 0, op.get("n", 1))
-    return bytes([op["byte"]]) * op.get("n", 1)

@@ -1,4 +1,7 @@
-"""The C helper that touches memory and survives: compiled with `cc` at first use, called by ctypes."""
+"""The C helper that touches memory and survives:
+
+compiled with `cc` at first use, called by ctypes.
+"""
 
 from __future__ import annotations
 

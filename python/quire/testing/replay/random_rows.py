@@ -1,6 +1,7 @@
 """Random rows: sequences of operations from a seed, most of them aimed at what is mapped.
 
-The generator knows only roughly what is mapped where; that is enough to make most accesses meet something.
+The generator knows only roughly what is mapped where; that is enough to make most accesses meet
+something.
 """
 
 from __future__ import annotations
@@ -26,10 +27,20 @@ _FILES = {
     "C": {"size": 700, "seed": 3},
 }
 _SIZES = [0, 1, 100, 4095, 4096, 4097, 6000, 8192, 12288, 16384, 20000, 20480, 24000, 24576]
-_ADVICE = (
-    "DONTNEED DONTNEED DONTFORK DOFORK WIPEONFORK KEEPONFORK REMOVE REMOVE NORMAL RANDOM WILLNEED"
-    " GUARD_INSTALL GUARD_REMOVE DONTNEED_LOCKED POPULATE_READ POPULATE_WRITE COLD HUGEPAGE"
-).split()
+_ADVICE = [
+    *[
+        "DONTNEED",
+        "DONTNEED",
+        "DONTNEED_LOCKED",
+        "REMOVE",
+        "REMOVE",
+        "WILLNEED",
+        "COLD",
+        "HUGEPAGE",
+    ],
+    *["DONTFORK", "DOFORK", "WIPEONFORK", "KEEPONFORK", "NORMAL", "RANDOM"],
+    *["GUARD_INSTALL", "GUARD_REMOVE", "POPULATE_READ", "POPULATE_WRITE"],
+]
 
 
 def random_row(seed: int, count: int = 30, *, on_disk: bool = True) -> Row:

@@ -6,10 +6,12 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Outcome", "Row", "digest", "page_token", "pattern", "read_rows", "same"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Outcome", "Row", "digest", "page_token", "pattern", "read_rows", "same", "stored_bytes"]
 
 PAGE = 4096
 """The page size in which rows are written."""
@@ -70,6 +72,15 @@ def pattern(seed: int, offset: int, count: int) -> bytes:
         (seed * 31 + i * 7 + (i >> 8) * 13 + (i >> 12) * 5) & 0xFF
         for i in range(offset, offset + count)
     )
+
+
+def stored_bytes(op: Op) -> bytes:
+    """What a store or a write stores."""
+    if "hex" in op:
+        return bytes.fromhex(op["hex"])
+    if "seed" in op:
+        return pattern(op["seed"], 0, op.get("n", 1))
+    return bytes([op["byte"]] * op.get("n", 1))
 
 
 def digest(content: bytes) -> Outcome:

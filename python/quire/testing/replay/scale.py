@@ -1,8 +1,8 @@
 """Rows are written for pages of 4 KiB; here they are stretched to a geometry with larger pages.
 
-Every byte becomes a run of `factor` equal bytes: addresses, lengths and contents grow alike, and an outcome
-shrinks back by taking every `factor`-th byte. Constants near the edges of what an address can be keep their
-distance from the edge.
+Every byte becomes a run of `factor` equal bytes: addresses, lengths and contents grow alike, and an
+outcome shrinks back by taking every `factor`-th byte. Constants near the edges of what an address
+can be keep their distance from the edge.
 """
 
 from __future__ import annotations
