@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Leaf", "PageTable", "Step"]
 
 _ENTRY = struct.Struct("<Q")
+_FLAG_BITS = 12
+"""The low bits of an entry hold flags, even where a toy's pages are smaller than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class PageTable:
         self._table_bytes = _ENTRY.size << max(geometry.index_bits)
         self.root = memory.allocate_table(self._table_bytes)
         self._valid_counts = {self.root: 0}
+        self._frame_shift = max(geometry.page_bits, _FLAG_BITS)
 
     def steps(self, address: int) -> Iterator[Step]:
         """The entries that hardware reads to translate `address`, from the root down."""
@@ -162,7 +165,7 @@ class PageTable:
         self._valid_counts[table] += 1
 
     def _frame_of(self, entry: int) -> int:
-        return (entry & self.format.address) >> self.geometry.page_bits
+        return (entry & self.format.address) >> self._frame_shift
 
     def _address_of(self, frame: int) -> int:
-        return frame << self.geometry.page_bits
+        return frame << self._frame_shift
