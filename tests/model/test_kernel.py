@@ -1,6 +1,6 @@
 """The model beside the live kernel: recorded rows and fresh random sequences.
 
-The kernel's answers are those of Linux 6.17 and later on x86-64; elsewhere there is nothing to compare with.
+The answers are those of Linux 6.17 and later on x86-64; elsewhere there is nothing to compare.
 """
 
 import os

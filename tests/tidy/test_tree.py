@@ -28,6 +28,7 @@ LAYERS = (
     ("pager", "store"),
     ("npy", "layout"),
     ("sizes", "errors", "_fork", "swap", "residency"),
+    ("model",),  # independent of all above, which may look at it
 )
 
 

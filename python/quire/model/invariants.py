@@ -82,6 +82,7 @@ def _translation(space: Space, address: int, frame: int, writable: bool) -> None
         assert not writable or len(page.holders) == 1, "a shared private page can be written"
         return
     assert held is None, "a translation of a guard page"
+    assert page.owner is not None, "a translation shows a private page that is not held here"
     assert page.owner is vma.object, "a translation shows another object"
     assert page.index == vma.index(address, space.page_bits), "a translation shows another page"
     assert not (writable and vma.private), "a store would reach the object of a private mapping"

@@ -19,7 +19,7 @@ __all__ = ["model"]
 
 
 def model(script: Path | None = None, /, *, command: str = "", json: Flag = False) -> int:
-    r"""Run SCRIPT on a simulated machine and show each step; without one, read lines as they come.
+    r"""Run SCRIPT on a simulated machine and show each step; without one, read lines.
 
     The machine has an MMU with a TLB and page tables in physical frames, a page cache, swap, a
     disk, and Linux's system calls of memory mapping. Each line is one step: `mmap 4p rw as=heap`,
@@ -31,7 +31,7 @@ def model(script: Path | None = None, /, *, command: str = "", json: Flag = Fals
     Parameters
     ----------
     script
-        A file of lines; `-` is standard input.
+        A file of lines; without one they come from standard input.
     command
         Lines given here, separated by semicolons.
     json
@@ -60,7 +60,7 @@ def model(script: Path | None = None, /, *, command: str = "", json: Flag = Fals
 def _lines(script: Path | None, command: str) -> AbstractContextManager[Iterable[str]]:
     if command:
         return nullcontext(command.split(";"))
-    if script is None or str(script) == "-":
+    if script is None:
         return nullcontext(sys.stdin)
     try:
         return script.open()
