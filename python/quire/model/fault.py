@@ -62,8 +62,8 @@ def collapse(space: Space, vma: Vma, start: int) -> None:
     count = space.geometry.block_size >> space.page_bits
     pageout = space.machine.pageout
     held = [space.overlay.get(first + step) for step in range(count)]
-    if Marker.GUARD in held:
-        raise CallError("EINVAL", "a guard page lies in the block")
+    if Marker.GUARD in held or not any(held):
+        raise CallError("EINVAL", "a guard page lies in the block, or nothing at all")
     contents = [pageout.content(page) if isinstance(page, Page) else None for page in held]
     pages = [Page(dirty=True) for _ in range(count)]
     if not pageout.allocate_run(pages):

@@ -212,10 +212,10 @@ class FileObject(MemoryObject):
         Raises:
             CallError: as fcntl(2) says.
         """
-        if not self.sealable:
-            raise CallError("EINVAL", "the file system knows no seals")
         if not writable:
             raise CallError("EPERM", "the descriptor cannot write")
+        if not self.sealable:
+            raise CallError("EINVAL", "the file system knows no seals")
         if "SEAL" in self.seals:
             raise CallError("EPERM", "F_SEAL_SEAL forbids more seals")
         if "WRITE" in names - self.seals and self.mapped_for_writing():

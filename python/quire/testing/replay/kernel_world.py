@@ -147,5 +147,8 @@ def _serve(paths: dict[str, str], sockets: list[socket.socket]) -> NoReturn:
             own.sendall(b'{"ok": 0}\n')
             os._exit(0)
         else:
-            outcome = process.do(op)
+            try:
+                outcome = process.do(op)
+            except MemoryError:  # at vm.max_map_count the interpreter cannot grow either
+                outcome = {"harness": "out of memory"}
         own.sendall(json.dumps(outcome).encode() + b"\n")
