@@ -39,6 +39,7 @@ TOPICS = (
     "swap",
     "exports",
     "import_time",
+    "model",
 )
 PACKAGES = ("quire", "numpy", "zarr", "numcodecs", "tensorstore", "obstore", "fsspec")
 OUT = Path(__file__).parent / "out"

@@ -124,9 +124,11 @@ def _object_page(space: Space, vma: Vma, address: int) -> Page:
     index = vma.index(address, space.page_bits)
     if index >= vma.object.page_count():
         raise Signalled("SIGBUS", "BUS_ADRERR", address)
-    cached = vma.object.resident(index)
+    machine, cached = space.machine, vma.object.resident(index)
+    reads = machine.disk.reads + machine.swap.reads
     page = vma.object.page(index)
-    _note(space, "page cache" if cached else "page in", address, page)
+    read = machine.disk.reads + machine.swap.reads > reads
+    _note(space, "page cache" if cached else "page in" if read else "new page", address, page)
     return page
 
 

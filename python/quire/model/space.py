@@ -53,7 +53,7 @@ class Space:
         self.limits: dict[str, int | None] = {
             "AS": None,
             "DATA": None,
-            "MEMLOCK": None,
+            "MEMLOCK": 8 << 20,
             "STACK": 8 << 20,
         }
         self.may_lock_beyond_limit = True

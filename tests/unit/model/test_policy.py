@@ -9,8 +9,10 @@ SILBERSCHATZ = [7, 0, 1, 2, 0, 3, 0, 4, 2, 3, 0, 3, 2, 1, 2, 0, 1, 7, 0, 1]
 
 
 def test_textbook_string():
-    counted = {name: count_faults(SILBERSCHATZ, 3, name)[0] for name in ("fifo", "lru", "opt")}
-    assert counted == {"fifo": 15, "lru": 12, "opt": 9}
+    counted = {
+        name: count_faults(SILBERSCHATZ, 3, name)[0] for name in ("fifo", "lru", "opt", "clock")
+    }
+    assert counted == {"fifo": 15, "lru": 12, "opt": 9, "clock": 14}
 
 
 def test_victims_are_told():

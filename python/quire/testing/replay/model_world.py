@@ -24,7 +24,8 @@ ARENA = 0x1000_0000_0000
 ARENA_PAGES = 4096
 _LOW = 1 << 20
 _NEAR_VARIABLE = 1 << 21
-_STACK_LIMIT = 8 << 20
+_USUAL_LIMIT = 8 << 20
+"""RLIMIT_STACK and RLIMIT_MEMLOCK, unless a row sets them."""
 _MODES = {
     "r": (True, False),
     "w": (False, True),
@@ -75,7 +76,8 @@ class ModelWorld:
             content = self.scale.stretch(_content(file))
             self.files[name] = machine.file(name, content, on_disk=row.on_disk)
         space = AddressSpace(machine)
-        space.limits["STACK"] = self.scale.up(_STACK_LIMIT)
+        for name in ("STACK", "MEMLOCK"):
+            space.limits[name] = self.scale.up(_USUAL_LIMIT)
         self.processes = {"p0": Process(space, {}, {})}
         self.p = self.processes["p0"]
 
@@ -187,10 +189,13 @@ class ModelWorld:
 
     def _mincore(self, op: Op) -> Outcome:
         start, length = self._range(op)
-        resident = self.p.space.mincore(start, length)
+        bad = op.get("vec") in ("bad", "null")
+        if bad and length:
+            self.p.space.mincore(start, min(length, 1))  # answers are copied out VMA by VMA
+        resident = [] if bad else self.p.space.mincore(start, length)
         if length == 0:
             return {"ok": 0}
-        if op.get("vec") in ("bad", "null"):
+        if bad:
             raise CallError("EFAULT", "the vector is not writable memory")
         page = self.geometry.page_size
         shown = [
