@@ -1,4 +1,4 @@
-"""The traces of `docs/internals`, run again: each block of a page goes on where the last one ended."""
+"""The traces of `docs/internals`, run again: each block goes on where the last one ended."""
 
 import re
 from pathlib import Path

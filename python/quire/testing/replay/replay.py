@@ -68,7 +68,7 @@ def replay(rows: Iterable[Row], setting: Setting) -> Total:
         if reason is not None:
             total.skipped[reason] += 1
             continue
-        total.rows += 1
+        total.rows += not row.again
         end = len(row.ops) if row.advisory_from is None else row.advisory_from
         if end < len(row.ops):
             total.skipped["operations after advisory_from"] += len(row.ops) - end

@@ -31,6 +31,8 @@ class Row:
     outcomes: list[Outcome]
     tags: tuple[str, ...] = ()
     advisory_from: int | None = None
+    again: bool = False
+    """A row of the file once more, on the other kind of file system."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -62,7 +64,7 @@ def _rows(raw: dict[str, Any]) -> list[Row]:
     for index, outcome in raw["out_shmem"].items():
         outcomes[int(index)] = outcome
     name = f"{row.name} on shmem"
-    other = Row(name, False, row.files, row.ops, outcomes, row.tags, row.advisory_from)
+    other = Row(name, False, row.files, row.ops, outcomes, row.tags, row.advisory_from, again=True)
     return [row, other]
 
 
