@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
-from quire.model.calls.munmap import check_removal
+from quire.model.calls.munmap import munmap
 from quire.model.calls.placement import find_place
 from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
@@ -94,7 +94,7 @@ def mremap(space: Space, start: int, old: int, new: int, flags: int, target: int
     if r.new == r.old:
         return start
     if r.new < r.old:
-        _remove(space, start + r.new, start + r.old)
+        munmap(space, start + r.new, r.old - r.new)
         return start
     return _grow(r, vma)
 
@@ -157,9 +157,9 @@ def _to_target(r: _Request, vma: Vma) -> int:
     """Moves a part of one VMA, perhaps with a new size, to the place that was named."""
     space = r.space
     if r.flags & _FIXED:
-        _remove(space, r.target, r.target + r.new)
+        munmap(space, r.target, r.new)
     if r.new < r.old:
-        _remove(space, r.start + r.new, r.start + r.old)
+        munmap(space, r.start + r.new, r.old - r.new)
         r = replace(r, old=r.new)
     found = space.vmas.find(r.start)
     if found is None:
@@ -233,8 +233,3 @@ def _move_pages(space: Space, start: int, size: int, target: int) -> None:
 def _promise(r: _Request, vma: Vma, size: int) -> None:
     if vma.flags & f.ACCOUNT and not r.space.machine.may_promise(size >> r.space.page_bits):
         raise CallError("ENOMEM", "more memory than may be promised")
-
-
-def _remove(space: Space, start: int, end: int) -> None:
-    check_removal(space, start, end)
-    space.unmap(start, end)

@@ -91,13 +91,19 @@ class KernelWorld:
             child = len(self._numbers)
             self._numbers[op["child"]] = child
             op = {**op, "number": child}
-        self._sockets[number].sendall(json.dumps(op).encode() + b"\n")
+        try:
+            self._sockets[number].sendall(json.dumps(op).encode() + b"\n")
+        except BrokenPipeError:
+            return {"harness": "process died"}
         return self._answer(number)
 
     def _answer(self, number: int) -> Outcome:
         while b"\n" not in self._buffers[number]:
             ready, _, _ = select.select([self._sockets[number]], [], [], _ANSWER_SECONDS)
-            received = self._sockets[number].recv(1 << 16) if ready else b""
+            try:
+                received = self._sockets[number].recv(1 << 16) if ready else b""
+            except ConnectionResetError:
+                received = b""
             if not received:
                 return {"harness": "process died" if ready else "no answer"}
             self._buffers[number] += received
