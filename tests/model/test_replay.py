@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quire.model import GEOMETRIES
+from quire.testing.replay import kernel_world, native
 from quire.testing.replay.__main__ import main
 from quire.testing.replay.random_rows import random_row
 from quire.testing.replay.replay import Setting, outcomes
@@ -94,3 +95,12 @@ def test_random_rows_repeat_with_their_seed():
     assert random_row(7) == random_row(7)
     assert random_row(7).ops != random_row(8).ops
     assert len(list(outcomes(random_row(7), Setting()))) == len(random_row(7).ops)
+
+
+def test_the_kernel_asks_for_a_compiler_and_for_linux(monkeypatch):
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match="install `cc`"):
+        native._compiled()
+    monkeypatch.setattr(kernel_world.platform, "machine", lambda: "aarch64")
+    with pytest.raises(RuntimeError, match="x86-64 alone"):
+        kernel_world.KernelWorld(random_row(1))

@@ -127,6 +127,7 @@ def _object_page(space: Space, vma: Vma, address: int) -> Page:
     machine, cached = space.machine, vma.object.resident(index)
     reads = machine.disk.reads + machine.swap.reads
     page = vma.object.page(index)
+    _refuse_poison(page, address)
     read = machine.disk.reads + machine.swap.reads > reads
     _note(space, "page cache" if cached else "page in" if read else "new page", address, page)
     return page
@@ -160,6 +161,7 @@ def _held_page(space: Space, vma: Vma, address: int, held: Page, write: bool) ->
     """A private page: shown; or, on a store while others hold it too, copied."""
     number = address >> space.page_bits
     pageout = space.machine.pageout
+    _refuse_poison(held, address)
     if write and len(held.holders) > 1:
         content = pageout.content(held)
         _own(space, vma, address, content, "copy on write")
@@ -215,6 +217,11 @@ def _block(space: Space, vma: Vma, address: int) -> bool:
     _note(space, "huge page", address, pages[0])
     space.install_block(first, pages, vma)
     return True
+
+
+def _refuse_poison(page: Page, address: int) -> None:
+    if page.poisoned:
+        raise Signalled("SIGBUS", "BUS_MCEERR_AR", address)
 
 
 def _note(space: Space, kind: str, address: int, page: Page | None) -> None:

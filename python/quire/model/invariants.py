@@ -116,7 +116,7 @@ def _frames(machine: Machine) -> None:
             assert any(memory.frames[frame]), "an empty page table was not freed"
         live |= {held for held in space.overlay.values() if isinstance(held, Page)}
     assert tables == memory.tables, "a page table is leaked or lost"
-    free = memory.free_frames()
+    free = memory.free_frames() | {frame for frame in memory.failed if not memory.pages[frame]}
     for number, page in enumerate(memory.pages):
         if number == ZERO_FRAME or number in free or number in tables:
             assert page is None, "a frame has two uses"

@@ -158,6 +158,18 @@ class Machine:
         for owner in sorted(objects, key=lambda owner: owner.name):
             owner.sync(0, 1 << 64)
 
+    def poison(self, frame: int) -> None:
+        """A frame's memory fails (MADV_HWPOISON, a machine check): its page can be used no more."""
+        page = self.memory.pages[frame]
+        if page is None:
+            raise ValueError(f"frame {frame} holds no page")
+        for space, number in list(page.mappings):
+            space.forget_translation(number)
+        page.poisoned = True
+        self.memory.failed.add(frame)
+        self.pageout.policy.remove(page)  # it is never evicted, nor written anywhere
+        self.trace.add("poison", frame=frame)
+
     def kill_largest(self) -> None:
         """The out-of-memory killer: ends the address space that holds the most pages."""
         victim = max(self.spaces, key=lambda space: len(space.overlay) + _shown(space))

@@ -65,6 +65,8 @@ class Page:
     dirty: bool = False
     lazily_free: bool = False
     """MADV_FREE: until it is written again, its content need not be kept."""
+    poisoned: bool = False
+    """Its memory has failed: every access is SIGBUS, and its content is lost."""
     holders: set[Place] = field(default_factory=set)
     mappings: set[Place] = field(default_factory=set)
 

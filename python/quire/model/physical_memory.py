@@ -5,6 +5,7 @@ is
 
 - *free*,
 - a *table* of some page table,
+- *failed*, and out of use for ever,
 - or held by a `Page` of the operating system; `map_counts` says how many translations show it.
 
 Frame 0 is the zero page: read-only, shown wherever untouched anonymous memory is read, never freed.
@@ -31,6 +32,8 @@ class PhysicalMemory:
         self.pages: list[Page | None] = [None]
         self.map_counts: list[int] = [0]
         self.tables: set[int] = set()
+        self.failed: set[int] = set()
+        """Frames whose memory is broken: once freed they are not given out again."""
         self._free: list[int] = []
 
     def allocate(self, page: Page | None) -> int:
@@ -65,7 +68,8 @@ class PhysicalMemory:
         assert frame != ZERO_FRAME
         self.pages[frame] = None
         self.tables.discard(frame)
-        self._free.append(frame)
+        if frame not in self.failed:
+            self._free.append(frame)
 
     def used(self) -> int:
         """Frames that are not free, without the zero page."""

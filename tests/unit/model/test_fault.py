@@ -91,6 +91,31 @@ def test_broken_disk_is_sigbus(world):
     assert w.space.load(at + PAGE, 1) == b"a"
 
 
+def test_failed_memory_is_sigbus(world):
+    w = world(frames=4, swap=None)
+    file = w.file("f", b"a" * PAGE)
+    shared, private = w.mapped(file, 1), w.anonymous(2)
+    w.space.store(shared, b"x")
+    w.space.store(private, b"y")
+    child = w.space.fork()
+    w.machine.poison(file.object.pages[0].frame)
+    w.machine.poison(w.space.overlay[private // PAGE].frame)
+    for space in (w.space, child):
+        for address in (shared, private):
+            with pytest.raises(Signalled, match="BUS_MCEERR_AR"):
+                space.load(address, 1)
+            with pytest.raises(Signalled, match="BUS_MCEERR_AR"):
+                space.store(address, b"z")
+    w.space.store(private + PAGE, b"fine")
+    w.space.madvise(private, PAGE, f.MADV["DONTNEED"])
+    assert w.space.load(private, 1) == b"\0"
+    child.exit()
+    assert len(w.machine.memory.failed) == 2
+    assert not w.machine.memory.failed & w.machine.memory.free_frames()
+    with pytest.raises(ValueError, match="holds no page"):
+        w.machine.poison(0)
+
+
 def test_partial_access_tells_how_far_it_came(world):
     w = world()
     at = w.anonymous(2)
