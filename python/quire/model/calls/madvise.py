@@ -7,6 +7,7 @@ touch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import fault
@@ -30,8 +31,9 @@ __all__ = ["CHECKS", "madvise"]
 _NAMES = {number: name for name, number in f.MADV.items()}
 
 
+@dataclass
 class _Request(Range):
-    advice: int = 0
+    advice: int
 
 
 CHECKS: tuple[Check[_Request], ...] = (
@@ -65,8 +67,7 @@ _DISCARDS = ("DONTNEED", "DONTNEED_LOCKED", "FREE", "REMOVE", "DONTFORK", "WIPEO
 
 def madvise(space: Space, start: int, length: int, advice: int) -> None:
     """See `AddressSpace.madvise`."""
-    r = _Request(space, start, length)
-    r.advice = advice
+    r = _Request(space, start, length, advice)
     refuse_first(CHECKS, r)
     if r.size == 0:
         return

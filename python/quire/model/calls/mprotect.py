@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
@@ -19,8 +20,9 @@ __all__ = ["CHECKS_AFTER_LENGTH", "CHECKS_BEFORE_LENGTH", "mprotect"]
 _GROWS = f.PROT_GROWSDOWN | f.PROT_GROWSUP
 
 
+@dataclass
 class _Request(Range):
-    prot: int = 0
+    prot: int
 
 
 CHECKS_BEFORE_LENGTH: tuple[Check[_Request], ...] = (
@@ -38,8 +40,7 @@ CHECKS_AFTER_LENGTH: tuple[Check[_Request], ...] = (
 
 def mprotect(space: Space, start: int, length: int, prot: int) -> None:
     """See `AddressSpace.mprotect`."""
-    r = _Request(space, start, length)
-    r.prot = prot & 0xFFFF_FFFF
+    r = _Request(space, start, length, prot & 0xFFFF_FFFF)
     refuse_first(CHECKS_BEFORE_LENGTH, r)
     if length == 0:
         return

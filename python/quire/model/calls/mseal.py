@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS", "mseal"]
 
 
+@dataclass
 class _Request(Range):
-    flags: int = 0
+    flags: int
 
 
 CHECKS: tuple[Check[_Request], ...] = (
@@ -29,8 +31,7 @@ CHECKS: tuple[Check[_Request], ...] = (
 
 def mseal(space: Space, start: int, length: int, flags: int) -> None:
     """See `AddressSpace.mseal`."""
-    r = _Request(space, start, length)
-    r.flags = flags
+    r = _Request(space, start, length, flags)
     refuse_first(CHECKS, r)
     at = r.start
     found = space.vmas.overlapping(r.start, r.end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
@@ -18,8 +19,9 @@ _ALL = sum(f.MS.values())
 _BOTH = f.MS["SYNC"] | f.MS["ASYNC"]
 
 
+@dataclass
 class _Request(Range):
-    flags: int = 0
+    flags: int
 
 
 CHECKS: tuple[Check[_Request], ...] = (
@@ -32,8 +34,7 @@ CHECKS: tuple[Check[_Request], ...] = (
 
 def msync(space: Space, start: int, length: int, flags: int) -> None:
     """See `AddressSpace.msync`. MS_ASYNC and 0 do no I/O; MS_INVALIDATE checks for locks alone."""
-    r = _Request(space, start, length)
-    r.flags = flags
+    r = _Request(space, start, length, flags)
     refuse_first(CHECKS, r)
     at, hole = r.start, False
     for vma in space.vmas.overlapping(r.start, r.end):
