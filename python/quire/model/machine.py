@@ -167,7 +167,7 @@ class Machine:
             space.forget_translation(number)
         page.poisoned = True
         self.memory.failed.add(frame)
-        self.pageout.policy.remove(page)  # it is never evicted, nor written anywhere
+        self.pageout.withdraw(page)  # it is never evicted, nor written anywhere
         self.trace.add("poison", frame=frame)
 
     def kill_largest(self) -> None:

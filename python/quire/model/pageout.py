@@ -46,6 +46,16 @@ class Pageout:
         self.unevictable: set[Page] = set()
         self.evictions = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame can be had without an eviction."""
+        return self.limit is None or len(self.policy) < self.limit
+
+    def withdraw(self, page: Page) -> None:
+        """Takes a page out of the hands that choose victims."""
+        self.policy.remove(page)
+        self.unevictable.discard(page)
+
     def allocate(self, page: Page) -> int:
         """Gives `page` a zeroed frame.
 
@@ -88,8 +98,7 @@ class Pageout:
     def free(self, page: Page) -> None:
         """Ends a page: its frame and slot are free. Nothing may show it."""
         if page.frame is not None:
-            self.policy.remove(page)
-            self.unevictable.discard(page)
+            self.withdraw(page)
             self.memory.free(page.frame)
             page.frame = None
         if page.slot is not None:

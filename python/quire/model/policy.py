@@ -120,6 +120,9 @@ class TwoLists(Generic[Key]):
     def __len__(self) -> int:
         return len(self.inactive) + len(self.active)
 
+    def __contains__(self, page: Key) -> bool:
+        return page in self.inactive or page in self.active
+
     def insert(self, page: Key) -> None:
         """A page came in: inactive, until it proves itself."""
         self.inactive[page] = None

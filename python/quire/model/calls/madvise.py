@@ -170,18 +170,19 @@ def _cold(space: Space, vma: Vma, start: int, end: int) -> None:
         raise CallError("EINVAL", "MADV_COLD or MADV_PAGEOUT of locked memory")
     policy = space.machine.pageout.policy
     if isinstance(policy, TwoLists):
-        for page in _resident_pages(space, vma, start, end):
-            policy.deactivate(page)
+        for page in _known_pages(space, vma, start, end):
+            if page in policy:
+                policy.deactivate(page)
 
 
 def _pageout(space: Space, vma: Vma, start: int, end: int) -> None:
     """Evicts pages that nobody else holds."""
     _cold(space, vma, start, end)
     pageout = space.machine.pageout
-    for page in _resident_pages(space, vma, start, end):
+    for page in _known_pages(space, vma, start, end):
         alone = len(page.mappings) <= 1 and len(page.holders) <= 1
-        if alone and page.frame is not None and page not in pageout.unevictable:
-            pageout.policy.remove(page)
+        if alone and page.frame is not None and not page.poisoned and not page.wired:
+            pageout.withdraw(page)
             if not pageout.evict(page):
                 pageout.policy.insert(page)
 
@@ -189,16 +190,16 @@ def _pageout(space: Space, vma: Vma, start: int, end: int) -> None:
 def _willneed(space: Space, vma: Vma, start: int, end: int) -> None:
     """Reads ahead, if there is room: a hint does not evict."""
     pageout = space.machine.pageout
-    for address in range(start, end, space.geometry.page_size):
-        if pageout.limit is not None and len(pageout.policy) >= pageout.limit:
-            return
-        held = space.overlay.get(address >> space.page_bits)
-        if isinstance(held, Page):
-            pageout.bring_in(held)
-        elif isinstance(vma.object, FileObject):
-            index = vma.index(address, space.page_bits)
-            if index < vma.object.page_count() and vma.object.backing is not None:
-                vma.object.page(index)
+    waiting = [page for page in _known_pages(space, vma, start, end) if page.frame is None]
+    for page in waiting:
+        if pageout.has_room:
+            pageout.bring_in(page)
+    if not isinstance(vma.object, FileObject) or vma.object.backing is None:
+        return
+    last = min(vma.index(end, space.page_bits), vma.object.page_count())
+    for index in range(vma.index(start, space.page_bits), last):
+        if pageout.has_room:
+            vma.object.page(index)
 
 
 def _collapse(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -245,15 +246,15 @@ _ORDERS: dict[str, Callable[[Space, Vma, int, int], None]] = {
 }
 
 
-def _resident_pages(space: Space, vma: Vma, start: int, end: int) -> list[Page]:
-    found = []
-    for address in range(start, end, space.geometry.page_size):
-        page = space.overlay.get(address >> space.page_bits)
-        if not isinstance(page, Page) and vma.object is not None:
-            page = vma.object.pages.get(vma.index(address, space.page_bits))
-        if isinstance(page, Page) and page.frame is not None:
-            found.append(page)
-    return found
+def _known_pages(space: Space, vma: Vma, start: int, end: int) -> list[Page]:
+    """Pages that exist in a range, wherever they are: private ones, else the object's."""
+    bits = space.page_bits
+    held = [space.overlay[number] for number in space.held(start >> bits, end >> bits)]
+    pages = [page for page in held if isinstance(page, Page)]
+    if vma.object is not None:
+        first, last = vma.index(start, bits), vma.index(end, bits)
+        pages += [page for index, page in vma.object.pages.items() if first <= index < last]
+    return pages
 
 
 def _populate(r: _Request, *, write: bool) -> None:

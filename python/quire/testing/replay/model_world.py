@@ -72,6 +72,7 @@ class ModelWorld:
         self.checked = checked
         self.scale = Scale(machine.geometry)
         self.files: dict[str, FileObject] = {}
+        self.unlinked: set[str] = set()
         for name, file in row.files.items():
             content = self.scale.stretch(_content(file))
             self.files[name] = machine.file(name, content, on_disk=row.on_disk)
@@ -270,6 +271,10 @@ class ModelWorld:
         readable, writable = _MODES[op["mode"]]
         kinds = {"/dev/zero": "zero", "/": "directory"}
         kind = "regular" if name in self.files else kinds.get(name, "stream")
+        if name in self.unlinked:
+            raise CallError("ENOENT", f"{name} was unlinked")
+        if kind == "directory" and writable and op["mode"] != "path":
+            raise CallError("EISDIR", f"{name} is a directory")
         self.p.files[op["fd"]] = OpenFile(
             name,
             kind,
@@ -324,6 +329,7 @@ class ModelWorld:
         return {"size": self.scale.down(size), "sha1": sha1}
 
     def _unlink(self, op: Op) -> Outcome:
+        self.unlinked.add(op["file"])
         return {"ok": 0}
 
     def _read_into(self, op: Op) -> Outcome:
