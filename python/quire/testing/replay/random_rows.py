@@ -76,16 +76,22 @@ class _Generator:
             (2, self._buffer),
             (1, self._remap_file_pages),
             (2, self._wrong),
+            (1, self._stack),
+            (2, self._zeros),
+            (1, self._elsewhere),
+            (1, self._future_locks),
+            (1, self._mseal),
         ]
 
     def row(self, on_disk: bool) -> Row:
         """The row: files are opened, then come the random operations, then all is looked at."""
         ops: list[Op] = [{"op": "open", "file": n, "mode": "rw", "fd": n} for n in _FILES]
         ops += [{"op": "open", "file": n, "mode": "r", "fd": n + "r"} for n in "AB"]
+        ops.append({"op": "open", "file": "/dev/zero", "mode": "rw", "fd": "Z"})
         ops += [self._next(self._mmap), self._next(self._mmap)]
         weights = [weight for weight, _ in self.kinds]
         makers = [maker for _, maker in self.kinds]
-        while len(ops) < self.count + 5:
+        while len(ops) < self.count + 6:
             ops.append(self._next(self.rng.choices(makers, weights)[0]))
         for name in self.mapped:
             ops.append({"op": "maps", "proc": name})
@@ -256,6 +262,35 @@ class _Generator:
         at, length = self._range(2)
         page = self.rng.randrange(5)
         return {"op": "remap_file_pages", "at": at, "len": length, "pgoff": page}
+
+    def _stack(self) -> Op:
+        at, length = self._range(2, 0.3)
+        self.live.update(self._pages(at, length))
+        flags = ["PRIVATE", "ANON", "FIXED", "GROWSDOWN"]
+        return {"op": "mmap", "at": at, "len": length, "prot": self._protection(), "flags": flags}
+
+    def _zeros(self) -> Op:
+        at, length = self._range(4, 0.4)
+        self.live.update(self._pages(at, length))
+        flags = [self.rng.choice(["PRIVATE", "PRIVATE", "SHARED"]), "FIXED"]
+        op: Op = {"op": "mmap", "at": at, "len": length, "prot": self._protection()}
+        return {**op, "flags": flags, "fd": "Z", "off": self.rng.choice([0, 0, PAGE])}
+
+    def _elsewhere(self) -> Op:
+        at, old = self._range(3, 0.95)
+        op: Op = {"op": "mremap", "at": at, "old": old}
+        if self.rng.random() < 0.5:
+            return {**op, "new": old, "flags": ["MAYMOVE", "DONTUNMAP"]}
+        return {**op, "new": old + PAGE * self.rng.randrange(1, 4), "flags": ["MAYMOVE"]}
+
+    def _future_locks(self) -> Op:
+        if self.rng.random() < 0.5:
+            return {"op": "munlockall"}
+        return {"op": "mlockall", "flags": self.rng.choice([2, 6])}
+
+    def _mseal(self) -> Op:
+        at, length = self._range(2)
+        return {"op": "mseal", "at": at, "len": length}
 
     def _wrong(self) -> Op:
         at = self._at()
