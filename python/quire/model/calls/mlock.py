@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
@@ -15,20 +16,33 @@ if TYPE_CHECKING:
     from quire.model.space import Space
     from quire.model.vma import Vma
 
-__all__ = ["CHECKS_OF_MLOCKALL", "mlock", "mlockall", "munlock", "munlockall"]
+__all__ = ["CHECKS", "CHECKS_OF_MLOCKALL", "mlock", "mlockall", "munlock", "munlockall"]
 
 _WORD = 1 << 64
 
 
+@dataclass
+class _Request:
+    """A range in whole pages, and mlock2's flags."""
+
+    space: Space
+    low: int
+    size: int
+    flags: int
+
+
+CHECKS: tuple[Check[_Request], ...] = (
+    Check("EINVAL", "unknown flags", lambda r: bool(r.flags & ~f.MLOCK_ONFAULT)),
+    Check("EPERM", "RLIMIT_MEMLOCK is 0", lambda r: not may_lock_at_all(r.space)),
+    Check("ENOMEM", "more locked memory than RLIMIT_MEMLOCK",
+          lambda r: not _within_limit(r.space, r.low, r.size)),
+)  # fmt: skip
+
+
 def mlock(space: Space, start: int, length: int, flags: int = 0) -> None:
     """See `AddressSpace.mlock2`."""
-    if flags & ~f.MLOCK_ONFAULT:
-        raise CallError("EINVAL", "unknown flags")
-    if not may_lock_at_all(space):
-        raise CallError("EPERM", "RLIMIT_MEMLOCK is 0")
     low, size = _whole_pages(space, start, length)
-    if not _within_limit(space, low, size):
-        raise CallError("ENOMEM", "more locked memory than RLIMIT_MEMLOCK")
+    refuse_first(CHECKS, _Request(space, low, size, flags))
     bits = f.LOCKED_MASK if flags & f.MLOCK_ONFAULT else f.LOCKED
     _apply(space, low, size, bits)
     try:

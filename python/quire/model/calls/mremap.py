@@ -54,6 +54,34 @@ class _Request:
         return self.start < self.target + self.new and self.target < self.start + self.old
 
 
+@dataclass
+class _Source:
+    """A request beside the mapping that it is about."""
+
+    space: Space
+    start: int
+    old: int
+    new: int
+    keeps_source: bool
+    vma: Vma | None
+
+    @property
+    def known(self) -> Vma:
+        """The mapping, which is there."""
+        assert self.vma is not None
+        return self.vma
+
+    @property
+    def flags(self) -> int:
+        """Those of the mapping."""
+        return self.known.flags
+
+    @property
+    def rest(self) -> int:
+        """Bytes from the start of the range to the end of its mapping."""
+        return self.known.end - self.start
+
+
 def _aligned(r: _Request, address: int) -> bool:
     return address % r.space.geometry.page_size == 0
 
@@ -86,9 +114,7 @@ def mremap(space: Space, start: int, old: int, new: int, flags: int, target: int
     refuse_first(CHECKS, r)
     if flags & _FIXED and r.old == r.new:
         return _move_all(r)
-    vma = space.vmas.find(start)
-    check_source(r, vma)
-    assert vma is not None
+    vma = check_source(r, space.vmas.find(start))
     if r.names_target:
         return _to_target(r, vma)
     if r.new == r.old:
@@ -99,30 +125,39 @@ def mremap(space: Space, start: int, old: int, new: int, flags: int, target: int
     return _grow(r, vma)
 
 
-def check_source(r: _Request, vma: Vma | None) -> None:
+CHECKS_OF_SOURCE: tuple[Check[_Source], ...] = (
+    Check("EFAULT", "nothing is mapped at the address", lambda r: r.vma is None),
+    Check("EPERM", "the mapping is sealed", lambda r: bool(r.flags & f.SEALED)),
+)
+CHECKS_OF_MOVE: tuple[Check[_Source], ...] = (
+    Check("EINVAL", "only a shared mapping can be shown twice (old size 0)",
+          lambda r: r.old == 0 and r.known.private),
+    Check("EINVAL", "MREMAP_DONTUNMAP of a device",
+          lambda r: r.keeps_source and bool(r.flags & f.DEVICE)),
+    Check("EFAULT", "the range to keep crosses the end of its mapping",
+          lambda r: min(r.old, r.new) > r.rest),
+)  # fmt: skip
+"""When it may get a new address: by a wish, or because it grows."""
+CHECKS_OF_GROWTH: tuple[Check[_Source], ...] = (
+    Check("EFAULT", "the range crosses the end of its mapping", lambda r: r.old > r.rest),
+    Check("EFAULT", "a device's mapping does not grow", lambda r: bool(r.flags & f.DEVICE)),
+    Check("EAGAIN", "more locked memory than RLIMIT_MEMLOCK",
+          lambda r: not r.space.machine.may_lock(r.space, r.flags, r.new - r.old)),
+    Check("ENOMEM", "RLIMIT_AS or RLIMIT_DATA",
+          lambda r: not r.space.machine.may_grow(
+              r.space, r.flags, (r.new - r.old) >> r.space.page_bits)),
+)  # fmt: skip
+
+
+def check_source(r: _Request, vma: Vma | None) -> Vma:
     """Whether the mapping at `start` may be changed like that (`check_prep_vma`)."""
-    if vma is None:
-        raise CallError("EFAULT", f"nothing is mapped at {r.start:#x}")
-    if vma.flags & f.SEALED:
-        raise CallError("EPERM", "the mapping is sealed")
-    if not r.names_target and r.new <= r.old:
-        return
-    if r.old == 0 and vma.private:
-        raise CallError("EINVAL", "only a shared mapping can be shown twice (old size 0)")
-    if r.flags & _DONTUNMAP and vma.flags & f.DEVICE:
-        raise CallError("EINVAL", "MREMAP_DONTUNMAP of a device")
-    if min(r.old, r.new) > vma.end - r.start:
-        raise CallError("EFAULT", "the range crosses the end of its mapping")
-    if r.new <= r.old:
-        return
-    if r.old > vma.end - r.start:
-        raise CallError("EFAULT", "the range crosses the end of its mapping")
-    if vma.flags & f.DEVICE:
-        raise CallError("EFAULT", "a device's mapping does not grow")
-    if not r.space.machine.may_lock(r.space, vma.flags, r.delta):
-        raise CallError("EAGAIN", "more locked memory than RLIMIT_MEMLOCK")
-    if not r.space.machine.may_grow(r.space, vma.flags, r.delta >> r.space.page_bits):
-        raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
+    source = _Source(r.space, r.start, r.old, r.new, bool(r.flags & _DONTUNMAP), vma)
+    refuse_first(CHECKS_OF_SOURCE, source)
+    if r.names_target or r.new > r.old:
+        refuse_first(CHECKS_OF_MOVE, source)
+    if r.new > r.old:
+        refuse_first(CHECKS_OF_GROWTH, source)
+    return source.known
 
 
 def _move_all(r: _Request) -> int:
