@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -53,7 +54,10 @@ class KernelWorld:
         self._sockets = [ours for ours, _ in pairs]
         theirs = [other for _, other in pairs]
         sys.stdout.flush()
-        self._pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads, for one may hold a lock: the child takes none of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
         if self._pid == 0:
             try:
                 for ours in self._sockets:
