@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AddressSpace"]
 
+_FORWARD_COPY_BYTES = 64
+
 
 class AddressSpace(Space):
     """An empty address space on a machine.
@@ -136,7 +138,7 @@ class AddressSpace(Space):
             raise CallError("EFAULT", f"a bad buffer at {address:#x}")
         done = 0
         while True:
-            part = file.pread(self._chunk(offset + done, count - done), offset + done)
+            part = file.pread(self._chunk(file, offset + done, count - done), offset + done)
             stored = self.copy_out(address + done, part)
             if not stored and part and not done:
                 raise CallError("EFAULT", f"a bad buffer at {address:#x}")
@@ -156,16 +158,16 @@ class AddressSpace(Space):
             return file.pwrite(bytes(count), offset)
         done = 0
         while done < count:
-            wanted = self._chunk(offset + done, count - done)
-            part = self.copy_in(address + done, wanted)
+            step = self._chunk(file, offset + done, count - done)
+            part = self.copy_in(address + done, step)
             written = file.pwrite(part, offset + done)
             if not part and not done:
                 if not file.appends:
                     file.regular().write_failed(offset)
                 raise CallError("EFAULT", f"a bad buffer at {address:#x}")
             done += written
-            if written < wanted:
-                break
+            if not part or written < len(part):
+                break  # after a short copy it is tried once more: the file may have grown
         return done
 
     def pipe_write_from(self, address: int, count: int) -> int:
@@ -197,6 +199,13 @@ class AddressSpace(Space):
         except Signalled as signal:
             return self.load(address, signal.done)
 
-    def _chunk(self, offset: int, left: int) -> int:
-        """Bytes of a file's page from `offset` on: system calls copy a page at a time."""
-        return min(left, self.geometry.page_size - offset % self.geometry.page_size)
+    def _chunk(self, file: OpenFile, offset: int, left: int) -> int:
+        """Bytes to copy at once: system calls copy from page to page of a file.
+
+        Where the file is mapped here, the copy may run into what it has just written; small steps
+        then show what a forward copy shows.
+        """
+        step = self.geometry.page_size
+        if file.object is not None and self in file.object.mappers:
+            step = _FORWARD_COPY_BYTES
+        return min(left, step - offset % step)

@@ -133,3 +133,17 @@ def test_shared_memory_ends_with_its_last_mapping(world):
     assert child.load(at + PAGE, 1) == b"\0"
     child.munmap(at + PAGE, PAGE)
     assert w.machine.memory.used() < used
+
+
+def test_write_out_of_a_mapping_of_the_same_file(world):
+    """The copy runs forward: what it wrote is read again, and a file that grows is read on."""
+    w = world()
+    file = w.file("f", bytes(range(128)) * 32)
+    at = w.mapped(file, 3)
+    assert w.space.write_from(file, at, 2 * PAGE, 1024) == 2 * PAGE
+    assert file.pread(2 * PAGE + 1024, 0) == (bytes(range(128)) * 80)[: 2 * PAGE + 1024]
+    w.space.munmap(at + PAGE, 2 * PAGE)
+    assert w.space.write_from(file, at + PAGE - 10, 100, 0) == 10
+    with pytest.raises(CallError, match="EFAULT"):
+        w.space.write_from(file, at + PAGE, 100, 20 * PAGE)
+    assert file.size == 20 * PAGE
