@@ -58,7 +58,6 @@ PINNED_MAX = 8 * PAGE
 """Bytes, whole granules, that may be pinned under every budget: more is refused by some."""
 FRAMES = 6
 """Pages that the model keeps in memory."""
-NEVER_FITS = slice(0, SIZE)
 
 
 @dataclass(frozen=True)
@@ -319,8 +318,12 @@ class CoreAndModel(RuleBasedStateMachine):
 
     @rule(budget=st.sampled_from(BUDGETS))
     def set_budget(self, budget: int) -> None:
-        """Gives another budget, which what is pinned fits."""
+        """Gives another budget, which what is pinned fits.
+
+        What could not go at once goes with the next loads: all is read once, before it is asked.
+        """
         self.mapping.set_budget(budget)
+        self.same(0, SIZE)
         self.budget_max = max(self.budget_max, budget)
         assert self.mapping.budget_bytes == budget
 
@@ -357,7 +360,11 @@ class CoreAndModel(RuleBasedStateMachine):
     def misuse(self, beyond: int, length: int) -> None:
         """What is refused whatever the state, and changes nothing."""
         self.past_the_end(beyond, length)
+        before = self.mapping.budget_bytes
         self.pin_too_much()
+        with pytest.raises(quire.BudgetError):
+            self.mapping.set_budget(PAGE)
+        assert self.mapping.budget_bytes == before
         self.close_in_use()
 
     def past_the_end(self, beyond: int, length: int) -> None:
@@ -399,7 +406,7 @@ class CoreAndModel(RuleBasedStateMachine):
     def pin_too_much(self) -> None:
         """What does not fit is refused as a whole, and nothing changes."""
         with pytest.raises(quire.BudgetError):
-            self.mapping.pin(NEVER_FITS)
+            self.mapping.pin()
         with pytest.raises(CallError, match="ENOMEM"):
             self.twin.space.mlock(self.twin.at, SIZE)
 
