@@ -9,6 +9,7 @@
     writes.py         random writes over budget, and sync, beside numpy.memmap
     swap.py           anonymous memory over budget beside the kernel's swap (kernel_swap.py)
     import_time.py    what `import quire` costs
+    model.py          the machine in Python: translations, and its rows replayed
     floor.py          the bare floor program and its loops (floor.c), compiled
     data.py           the data all of them use
     timing.py         rounds, medians, warm-up

@@ -41,6 +41,7 @@ TOPICS = (
     "shared",
     "exports",
     "import_time",
+    "model",
 )
 PACKAGES = ("quire", "numpy", "zarr", "numcodecs", "tensorstore", "obstore", "fsspec")
 OUT = Path(__file__).parent / "out"

@@ -32,6 +32,7 @@ LAYERS = (
     ("npy", "layout", "limits"),
     ("shared_records",),
     ("map_flags", "devices", "sizes", "errors", "_fork", "swap", "residency"),
+    ("model",),  # independent of all above, which may look at it
 )
 
 

@@ -14,9 +14,9 @@ A store written in Python takes `PythonStoreContract` beside them, one that can 
 `WriteContract`. Whatever is random prints its
 seed; the environment variable ``QUIRE_TEST_SEED`` repeats it.
 
-Beside the contracts: `stores` has stores that wait, fail or die on demand; `census` counts what a
-process holds, to find what was left behind; `children` runs a function in an interpreter of its
-own.
+Beside the contracts: `state_machine` does random operations to a mapping and to `quire.model` at
+once; `stores` has stores that wait, fail or die on demand; `census` counts what a process holds, to
+find what was left behind; `children` runs a function in an interpreter of its own.
 
 Needs pytest: ``pip install quire[test]``.
 """
@@ -26,6 +26,7 @@ import pytest
 pytest.register_assert_rewrite(
     "quire.testing.pmap_contract",
     "quire.testing.pmap_errors",
+    "quire.testing.state_machine",
     "quire.testing.store_contract",
     "quire.testing.write_contract",
     "quire.testing.write_errors",

@@ -29,6 +29,7 @@ VERBS = {
     "demo": "Show quire's main job on real data, check every answer, and draw a picture of it.",
     "pack": "Compress FILE into the Zstandard seekable format, which quire maps and zstd reads.",
     "info": "Describe SOURCE: its store, size and version, its compression, and the array in it.",
+    "model": "Run SCRIPT on a simulated machine and show each step; without one, read lines.",
     "doctor": "Show which pmaps (ways of catching page faults) work here, and how to get better.",
 }
 """Each verb and the first line of its help: verbs are not imported to list them."""

@@ -1,0 +1,55 @@
+"""fork(2):
+
+a second address space that looks the same, and shares every page until one side stores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quire.model import flags as f
+from quire.model.errors import CallError
+from quire.model.page import Page
+from quire.model.vma import Lineage
+
+if TYPE_CHECKING:
+    from quire.model.space import Space
+    from quire.model.vma import Vma
+
+__all__ = ["fork"]
+
+
+def fork(parent: Space, child: Space) -> None:
+    """Fills the new, empty `child` (`dup_mmap`). Locks are not inherited; limits are.
+
+    Raises:
+        CallError: ENOMEM, its private pages may not be promised.
+    """
+    promised = sum(vma.size for vma in parent.vmas if vma.flags & f.ACCOUNT)
+    if not parent.machine.may_promise(promised >> parent.page_bits):
+        raise CallError("ENOMEM", "more memory than may be promised")
+    child.limits = dict(parent.limits)
+    child.may_lock_beyond_limit = parent.may_lock_beyond_limit
+    child.brk_start, child.brk_end = parent.brk_start, parent.brk_end
+    for vma in parent.vmas:
+        if not vma.flags & f.DONTFORK:
+            _inherit(parent, child, vma)
+
+
+def _inherit(parent: Space, child: Space, vma: Vma) -> None:
+    wiped = bool(vma.flags & f.WIPEONFORK)
+    family = None if wiped or vma.lineage is None else Lineage(inherited=True)
+    copy = replace(vma, flags=vma.flags & ~f.LOCKED_MASK, lineage=family)
+    child.vmas.insert(copy)
+    if family is None:
+        return  # no private page can be there; what the zero page showed shows again
+    first, last = vma.start >> parent.page_bits, vma.end >> parent.page_bits
+    for number in parent.held(first, last):
+        held = parent.overlay[number]
+        if isinstance(held, Page):
+            child.hold(number, held)
+        else:
+            child.overlay[number] = held
+    for leaf in parent.table.leaves(vma.start, vma.end):
+        parent.protect_translation(max(leaf.start, vma.start) >> parent.page_bits)

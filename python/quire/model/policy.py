@@ -1,0 +1,219 @@
+"""Replacement policies: which page gives way when a frame is needed.
+
+All have one face, so that the page daemon and the textbook's reference strings use the same code:
+`insert` a page that came in, `touch` one that was used, `remove` one that is gone, and `victim`,
+which chooses, takes out and returns. A page daemon sees no hits; its policies ask
+`referenced(page)`, which reads and clears the accessed bit of the page's translations.
+
+FIFO, LRU, OPT: Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
+CLOCK: Corbato, "A paging experiment with the Multics system", 1968.
+Two lists: Linux's active and inactive lists, mm/vmscan.c; Babaoglu and Joy, 1981.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+__all__ = ["POLICIES", "Clock", "Fifo", "Lru", "Opt", "Policy", "TwoLists", "count_faults"]
+
+Key = TypeVar("Key")
+
+
+class Policy(Protocol[Key]):
+    """See the module."""
+
+    def __len__(self) -> int: ...
+
+    def insert(self, page: Key) -> None:
+        """A page came in."""
+
+    def touch(self, page: Key) -> None:
+        """A page was used again."""
+
+    def remove(self, page: Key) -> None:
+        """A page is gone, and no victim."""
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+        """The page that gives way; None when there is none."""
+
+
+class Fifo(Generic[Key]):
+    """First in, first out: the page that came in longest ago, however often it was used."""
+
+    def __init__(self) -> None:
+        self.queue: OrderedDict[Key, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def insert(self, page: Key) -> None:
+        """A page came in: it goes last."""
+        self.queue[page] = None
+
+    def touch(self, page: Key) -> None:
+        """Of no matter here."""
+
+    def remove(self, page: Key) -> None:
+        """A page is gone."""
+        self.queue.pop(page, None)
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:  # noqa: ARG002
+        """The oldest."""
+        return self.queue.popitem(last=False)[0] if self.queue else None
+
+
+class Lru(Fifo[Key]):
+    """Least recently used: each use sends a page to the end of the queue."""
+
+    def touch(self, page: Key) -> None:
+        """The page goes last."""
+        self.queue.move_to_end(page)
+
+
+class Clock(Fifo[Key]):
+    """Second chance: the oldest page that was not used since the hand last passed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[Key] = set()
+
+    def insert(self, page: Key) -> None:
+        """A page came in, by a use: its reference bit is set."""
+        super().insert(page)
+        self.used.add(page)
+
+    def touch(self, page: Key) -> None:
+        """Sets the page's reference bit."""
+        self.used.add(page)
+
+    def remove(self, page: Key) -> None:
+        """A page is gone."""
+        super().remove(page)
+        self.used.discard(page)
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+        """Turns the hand; a page that was used is passed over once."""
+        for _ in range(2 * len(self.queue)):
+            page = next(iter(self.queue))
+            if page not in self.used and not referenced(page):
+                break
+            self.used.discard(page)
+            self.queue.move_to_end(page)
+        return super().victim(referenced)
+
+
+class TwoLists(Generic[Key]):
+    """Active and inactive list: a page must be used twice to be kept from a long scan.
+
+    New pages are inactive. The oldest inactive page is the victim, unless it was used: then it
+    becomes active. When the active list is the longer one, its oldest pages become inactive again.
+    """
+
+    def __init__(self) -> None:
+        self.inactive: OrderedDict[Key, None] = OrderedDict()
+        self.active: OrderedDict[Key, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.inactive) + len(self.active)
+
+    def __contains__(self, page: Key) -> bool:
+        return page in self.inactive or page in self.active
+
+    def insert(self, page: Key) -> None:
+        """A page came in: inactive, until it proves itself."""
+        self.inactive[page] = None
+
+    def touch(self, page: Key) -> None:
+        """Uses are seen by way of the accessed bit; a fault on a known page makes it active."""
+        if page in self.inactive:
+            del self.inactive[page]
+            self.active[page] = None
+
+    def deactivate(self, page: Key) -> None:
+        """MADV_COLD: the page is to be the next victim."""
+        self.remove(page)
+        self.inactive[page] = None
+        self.inactive.move_to_end(page, last=False)
+
+    def remove(self, page: Key) -> None:
+        """A page is gone."""
+        self.inactive.pop(page, None)
+        self.active.pop(page, None)
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+        """The oldest inactive page that was not used."""
+        for _ in range(2 * len(self)):
+            while len(self.active) > len(self.inactive):
+                page, _ = self.active.popitem(last=False)
+                self.inactive[page] = None
+            page, _ = self.inactive.popitem(last=False)
+            if not referenced(page):
+                return page
+            self.active[page] = None
+        oldest = next(iter([*self.inactive, *self.active]), None)
+        if oldest is not None:
+            self.remove(oldest)
+        return oldest
+
+
+class Opt(Fifo[Key]):
+    """Belady's optimum: the page whose next use is farthest away. It must know the future."""
+
+    def __init__(self, future: Sequence[Key]) -> None:
+        super().__init__()
+        self.future = list(future)
+        self.now = 0
+
+    def insert(self, page: Key) -> None:
+        """A page came in."""
+        super().insert(page)
+        self.now += 1
+
+    def touch(self, page: Key) -> None:  # noqa: ARG002
+        """Time goes on."""
+        self.now += 1
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:  # noqa: ARG002
+        """The page needed last; of those never needed again, the oldest."""
+        rest = self.future[self.now + 1 :]
+        never = len(rest)
+        page = max(self.queue, key=lambda p: rest.index(p) if p in rest else never, default=None)
+        if page is not None:
+            self.remove(page)
+        return page
+
+
+POLICIES: dict[str, type[Fifo[Hashable]]] = {"fifo": Fifo, "lru": Lru, "clock": Clock}
+"""Those that need not know the future, by name."""
+
+
+def count_faults(
+    string: Sequence[Hashable], frames: int, name: str
+) -> tuple[int, list[tuple[Hashable, Hashable | None]]]:
+    """How many faults a reference string gives, and each fault with its victim.
+
+    >>> belady = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
+    >>> [count_faults(belady, frames, "fifo")[0] for frames in (3, 4)]
+    [9, 10]
+    >>> {name: count_faults(belady, 3, name)[0] for name in ("lru", "opt", "clock")}
+    {'lru': 10, 'opt': 7, 'clock': 9}
+    """
+    policy: Policy[Hashable] = Opt(string) if name == "opt" else POLICIES[name]()
+    resident: set[Hashable] = set()
+    faults: list[tuple[Hashable, Hashable | None]] = []
+    for page in string:
+        if page in resident:
+            policy.touch(page)
+            continue
+        victim = None
+        if len(resident) >= frames:
+            victim = policy.victim(lambda _: False)
+            resident.discard(victim)
+        policy.insert(page)
+        resident.add(page)
+        faults.append((page, victim))
+    return len(faults), faults

@@ -1,0 +1,466 @@
+"""A session with a machine: one line of words is one step, and every step shows its events.
+
+::
+
+    machine [geometry=NAME | page_bits=N index_bits=N,N..] [frames=N] [swap=N|endless] [tlb=N]
+            [policy=two-lists|fifo|lru|clock] [cpus=N] [disk=N]
+    file NAME SIZE [memory]          a file on the disk, or in memory alone; page n holds letter n
+    device NAME                      the demo device: a counter and a register
+    mmap LENGTH [PROT] [FLAG,FLAG..] [file=NAME] [off=N] [at=ADDRESS] [as=NAME]
+    munmap ADDRESS LENGTH            mprotect ADDRESS LENGTH PROT
+    mremap ADDRESS OLD NEW [FLAG,..] [to=ADDRESS] [as=NAME]
+    msync ADDRESS LENGTH [FLAG,..]   madvise ADDRESS LENGTH ADVICE
+    mlock ADDRESS LENGTH             munlock ADDRESS LENGTH
+    mincore ADDRESS LENGTH           mseal ADDRESS LENGTH
+    load ADDRESS [COUNT]             store ADDRESS TEXT            fetch ADDRESS
+    fork NAME                        process NAME                  exit             cpu N
+    read FILE OFFSET COUNT           write FILE OFFSET TEXT        truncate FILE SIZE
+    punch FILE OFFSET COUNT          sync FILE                     writeback
+    maps                             smaps                         pagemap ADDRESS
+    tables                           tlb                           statistics
+    entry ADDRESS FRAME [PROT]       puts a translation into a page table of your own
+    translate ADDRESS [ACCESS]       walks it (or, without one, the process's) as the hardware does
+    faults FRAMES POLICY,.. PAGE..   counts the faults of a reference string
+
+Numbers may be hexadecimal (0x..) and end in K, M, G or p (pages); an address may be a name given
+with `as=`, plus a number: `heap+2p`. `#` begins a comment.
+
+>>> session = Session()
+>>> print(session.do("faults 3 fifo,lru,opt 1 2 3 4 1 2 5 1 2 3 4 5").result)
+fifo: 9 faults
+lru: 10 faults
+opt: 7 faults
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from quire.model import flags as f
+from quire.model.address_space import AddressSpace
+from quire.model.device import CounterDriver
+from quire.model.errors import CallError, DiskError, ModelError, OutOfMemory, Signalled
+from quire.model.files import OpenFile
+from quire.model.geometry import GEOMETRIES, X86_ENTRIES, Geometry
+from quire.model.machine import Machine
+from quire.model.mmu import Access, NonCanonicalAddress, PageFault
+from quire.model.page_table import PageTable
+from quire.model.policy import Clock, Fifo, Lru, TwoLists, count_faults
+from quire.model.views import maps, pagemap, smaps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quire.model.page import Page
+    from quire.model.policy import Policy
+    from quire.model.trace import Event, Value
+
+__all__ = ["Session", "SessionError", "Step"]
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_POLICIES: dict[str, Callable[[], Policy[Page]]] = {
+    "two-lists": TwoLists,
+    "fifo": Fifo,
+    "lru": Lru,
+    "clock": Clock,
+}
+
+
+class SessionError(ModelError, ValueError):
+    """A line that cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of one line: its events in order, and the answer or the error."""
+
+    line: str
+    events: list[Event] = field(default_factory=list)
+    result: str = ""
+    error: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """As one object."""
+        events: list[dict[str, Value]] = [{"event": e.kind, **e.facts} for e in self.events]
+        return {"line": self.line, "events": events, "result": self.result, "error": self.error}
+
+    def __str__(self) -> str:
+        lines = [f"> {self.line}", *(f"    {event}" for event in self.events)]
+        lines += [f"  {line}" for line in (self.error or self.result).splitlines()]
+        return "\n".join(lines)
+
+
+class Session:
+    """A machine, its processes by name, and the names that addresses were given."""
+
+    def __init__(self) -> None:
+        self._start(Machine())
+
+    def do(self, line: str) -> Step:
+        """Does one line. A failed call or access is an answer; nonsense raises `SessionError`."""
+        words = line.split("#")[0].split()
+        if not words:
+            return Step(line)
+        if words[0] not in _VERBS:
+            raise SessionError(f"no verb {words[0]!r}: one of {', '.join(_VERBS)}")
+        verb = getattr(self, "_verb_" + words[0])
+        try:
+            result, error = self._call(verb, words), None
+        except (CallError, Signalled, DiskError, OutOfMemory, PageFault) as refused:
+            result, error = "", str(refused)
+        except NonCanonicalAddress as refused:
+            result, error = "", f"not a canonical address: {refused}"
+        return Step(line.strip(), self.machine.trace.take(), result, error)
+
+    def _start(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.trace.on = True
+        self.spaces = {"init": AddressSpace(machine)}
+        self.space = self.spaces["init"]
+        self.files: dict[str, OpenFile] = {}
+        self.names: dict[str, int] = {}
+        self.own_table: PageTable | None = None
+
+    @staticmethod
+    def _call(verb: Callable[..., str], words: list[str]) -> str:
+        named = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        plain = [word for word in words[1:] if "=" not in word]
+        try:
+            inspect.signature(verb).bind(*plain, **named)
+        except TypeError as error:
+            raise SessionError(f"{words[0]}: {error}; see `help`") from None
+        return verb(*plain, **named)
+
+    # Words.
+
+    def _number(self, word: str) -> int:
+        page, unit = self.machine.geometry.page_size, word[-1:]
+        scale = {**_UNITS, "p": page}.get(unit, 1)
+        try:
+            return int(word[:-1] if scale != 1 else word, 0) * scale
+        except ValueError:
+            raise SessionError(f"{word!r} is no number") from None
+
+    def _address(self, word: str) -> int:
+        name, _, more = word.partition("+")
+        base = self.names[name] if name in self.names else self._number(name)
+        return base + (self._number(more) if more else 0)
+
+    @staticmethod
+    def _flags(words: str, known: dict[str, int]) -> int:
+        total = 0
+        for word in filter(None, words.upper().split(",")):
+            if word not in known:
+                raise SessionError(f"no flag {word!r}: of {', '.join(known)}")
+            total |= known[word]
+        return total
+
+    @staticmethod
+    def _prot(word: str) -> int:
+        bits = {"r": f.PROT_READ, "w": f.PROT_WRITE, "x": f.PROT_EXEC, "-": 0}
+        if not set(word) <= bits.keys():
+            raise SessionError(f"{word!r} is no protection: letters of rwx, or -")
+        return sum(bits[letter] for letter in set(word))
+
+    def _named(self, name: str, address: int) -> str:
+        if name:
+            self.names[name] = address
+        return f"{address:#x}"
+
+    def _file_of(self, name: str) -> OpenFile:
+        if name not in self.files:
+            raise SessionError(f"no file {name!r}: make it with `file {name} SIZE`")
+        return self.files[name]
+
+    # The machine.
+
+    def _verb_machine(
+        self,
+        geometry: str = "x86-64",
+        page_bits: str = "",
+        index_bits: str = "",
+        frames: str = "",
+        swap: str = "0",
+        tlb: str = "64",
+        policy: str = "two-lists",
+        cpus: str = "1",
+        disk: str = "",
+    ) -> str:
+        if page_bits:
+            widths = tuple(int(width) for width in index_bits.split(","))
+            shape = Geometry("own", int(page_bits), widths, X86_ENTRIES, False)
+        elif geometry in GEOMETRIES:
+            shape = GEOMETRIES[geometry]
+        else:
+            raise SessionError(f"no geometry {geometry!r}: of {', '.join(GEOMETRIES)}")
+        if policy not in _POLICIES:
+            raise SessionError(f"no policy {policy!r}: of {', '.join(_POLICIES)}")
+        size = int(tlb)
+        machine = Machine(
+            shape,
+            frames=int(frames) if frames else None,
+            swap=None if swap == "endless" else int(swap),
+            policy=_POLICIES[policy](),
+            tlb=size,
+            tlb_ways=next(ways for ways in (4, 3, 2, 1) if size % ways == 0),
+            cpus=int(cpus),
+            disk_blocks=int(disk) if disk else None,
+        )
+        self._start(machine)
+        return f"{shape.name}: pages of {shape.page_size} bytes, {shape.address_bits} address bits"
+
+    def _verb_file(self, name: str, size: str, place: str = "disk") -> str:
+        page = self.machine.geometry.page_size
+        count = self._number(size)
+        content = b"".join(
+            bytes([ord("A") + number % 26]) * page for number in range(-(-count // page))
+        )
+        made = self.machine.file(name, content[:count], on_disk=place != "memory")
+        self.files[name] = OpenFile(name, "regular", made)
+        return f"{name}: {count} bytes"
+
+    def _verb_device(self, name: str) -> str:
+        made = self.machine.device(name, CounterDriver())
+        self.files[name] = OpenFile(name, "device", made)
+        return f"{name}: a counter (page 0) and a register (page 1)"
+
+    # System calls.
+
+    def _verb_mmap(
+        self,
+        length: str,
+        prot: str = "rw",
+        flags: str = "",
+        file: str = "",
+        off: str = "0",
+        at: str = "0",
+        **names: str,
+    ) -> str:
+        bits = self._flags(flags, f.MAP)
+        if not bits & f.MAP_TYPE:
+            bits |= f.MAP["PRIVATE"]
+        opened = self._file_of(file) if file else None
+        if opened is None:
+            bits |= f.MAP["ANON"]
+        place = self.space.mmap(
+            self._address(at),
+            self._number(length),
+            self._prot(prot),
+            bits,
+            opened,
+            self._number(off),
+        )
+        return self._named(names.get("as", ""), place)
+
+    def _verb_munmap(self, address: str, length: str) -> str:
+        self.space.munmap(self._address(address), self._number(length))
+        return "done"
+
+    def _verb_mprotect(self, address: str, length: str, prot: str) -> str:
+        self.space.mprotect(self._address(address), self._number(length), self._prot(prot))
+        return "done"
+
+    def _verb_mremap(
+        self, address: str, old: str, new: str, flags: str = "", to: str = "0", **names: str
+    ) -> str:
+        place = self.space.mremap(
+            self._address(address),
+            self._number(old),
+            self._number(new),
+            self._flags(flags, f.MREMAP),
+            self._address(to),
+        )
+        return self._named(names.get("as", ""), place)
+
+    def _verb_msync(self, address: str, length: str, flags: str = "SYNC") -> str:
+        bits = self._flags(flags, f.MS)
+        self.space.msync(self._address(address), self._number(length), bits)
+        return "done"
+
+    def _verb_madvise(self, address: str, length: str, advice: str) -> str:
+        bits = self._flags(advice, f.MADV)
+        self.space.madvise(self._address(address), self._number(length), bits)
+        return "done"
+
+    def _verb_mlock(self, address: str, length: str) -> str:
+        self.space.mlock(self._address(address), self._number(length))
+        return f"{self.space.locked_bytes()} bytes locked"
+
+    def _verb_munlock(self, address: str, length: str) -> str:
+        self.space.munlock(self._address(address), self._number(length))
+        return f"{self.space.locked_bytes()} bytes locked"
+
+    def _verb_mincore(self, address: str, length: str) -> str:
+        resident = self.space.mincore(self._address(address), self._number(length))
+        return "".join("1" if here else "0" for here in resident)
+
+    def _verb_mseal(self, address: str, length: str) -> str:
+        self.space.mseal(self._address(address), self._number(length))
+        return "done"
+
+    # Accesses and processes.
+
+    def _verb_load(self, address: str, count: str = "1") -> str:
+        return repr(self.space.load(self._address(address), self._number(count)))[1:]
+
+    def _verb_store(self, address: str, text: str) -> str:
+        self.space.store(self._address(address), text.encode())
+        return f"{len(text.encode())} bytes stored"
+
+    def _verb_fetch(self, address: str) -> str:
+        return f"{self.space.fetch(self._address(address)):#04x}"
+
+    def _verb_fork(self, name: str) -> str:
+        self.spaces[name] = self.space.fork()
+        return f"{name} is address space {self.spaces[name].asid}"
+
+    def _verb_process(self, name: str) -> str:
+        if name not in self.spaces:
+            raise SessionError(f"no process {name!r}: of {', '.join(self.spaces)}")
+        self.space = self.spaces[name]
+        return f"{name} runs"
+
+    def _verb_exit(self) -> str:
+        self.space.exit()
+        name = next(name for name, space in self.spaces.items() if space is self.space)
+        del self.spaces[name]
+        if not self.spaces:
+            self.spaces["init"] = AddressSpace(self.machine)
+        self.space = next(iter(self.spaces.values()))
+        return f"{name} has ended"
+
+    def _verb_cpu(self, number: str) -> str:
+        if not 0 <= int(number) < len(self.machine.cpus):
+            raise SessionError(f"no CPU {number}: there are {len(self.machine.cpus)}")
+        self.machine.cpu = int(number)
+        return f"CPU {number} runs"
+
+    # Files.
+
+    def _verb_read(self, file: str, offset: str, count: str) -> str:
+        content = self._file_of(file).pread(self._number(count), self._number(offset))
+        return repr(content)[1:]
+
+    def _verb_write(self, file: str, offset: str, text: str) -> str:
+        done = self._file_of(file).pwrite(text.encode(), self._number(offset))
+        return f"{done} bytes written"
+
+    def _verb_truncate(self, file: str, size: str) -> str:
+        self._file_of(file).ftruncate(self._number(size))
+        return "done"
+
+    def _verb_punch(self, file: str, offset: str, count: str) -> str:
+        self._file_of(file).punch(self._number(offset), self._number(count))
+        return "done"
+
+    def _verb_sync(self, file: str) -> str:
+        self._file_of(file).fsync()
+        return "done"
+
+    def _verb_writeback(self) -> str:
+        self.machine.write_back()
+        return "done"
+
+    # Views.
+
+    def _verb_maps(self) -> str:
+        return "\n".join(str(line) for line in maps(self.space)) or "nothing is mapped"
+
+    def _verb_smaps(self) -> str:
+        return "\n".join(
+            f"{entry.line}\n  rss {entry.rss} pss {entry.pss:.0f} shared {entry.shared}"
+            f" private {entry.private} anonymous {entry.anonymous} swap {entry.swap}"
+            for entry in smaps(self.space)
+        )
+
+    def _verb_pagemap(self, address: str) -> str:
+        facts = pagemap(self.space, self._address(address))
+        return " ".join(f"{name}={value}" for name, value in facts.items())
+
+    def _verb_tables(self) -> str:
+        table, form = self.own_table or self.space.table, self.machine.geometry.entries
+        lines = []
+        for leaf in table.leaves(0, self.machine.geometry.half):
+            rights = "w" if form.may_write(leaf.entry) else "-"
+            rights += "x" if form.may_execute(leaf.entry) else "-"
+            frame = table.frame(leaf, leaf.start)
+            lines.append(f"{leaf.start:#x} -> frame {frame} r{rights} level {leaf.level}")
+        return "\n".join([f"{len(table.table_frames())} tables", *lines])
+
+    def _verb_tlb(self) -> str:
+        lines = []
+        for number, cpu in enumerate(self.machine.cpus):
+            lines.append(f"cpu {number}: {cpu.tlb.hits} hits, {cpu.tlb.misses} misses")
+            lines += [
+                f"  space {asid} page {page:#x} -> frame {entry.frame}"
+                for asid, page, entry in cpu.tlb.entries()
+            ]
+        return "\n".join(lines)
+
+    def _verb_statistics(self) -> str:
+        machine = self.machine
+        return "\n".join(
+            (
+                f"frames in use: {machine.memory.used()}, of them tables: "
+                f"{len(machine.memory.tables)}",
+                f"evictions: {machine.pageout.evictions}",
+                f"swap: {machine.swap.writes} out, {machine.swap.reads} in, "
+                f"{len(machine.swap.slots)} slots in use",
+                f"disk: {machine.disk.reads} reads, {machine.disk.writes} writes",
+            )
+        )
+
+    # Textbook questions.
+
+    def _verb_entry(self, address: str, frame: str, prot: str = "rw") -> str:
+        machine = self.machine
+        if self.own_table is None:
+            self.own_table = PageTable(machine.geometry, machine.memory)
+        bits = self._prot(prot)
+        place = self._address(address) & -machine.geometry.page_size
+        if self.own_table.leaf(place) is not None:
+            raise SessionError(f"{place:#x} has a translation")
+        self.own_table.map(
+            place,
+            self._number(frame),
+            writable=bool(bits & f.PROT_WRITE),
+            executable=bool(bits & f.PROT_EXEC),
+        )
+        return f"page {place >> machine.geometry.page_bits:#x} -> frame {self._number(frame)}"
+
+    def _verb_translate(self, address: str, access: str = "read") -> str:
+        geometry, place = self.machine.geometry, self._address(address)
+        names = {kind.value: kind for kind in Access}
+        if access not in names:
+            raise SessionError(f"no access {access!r}: of {', '.join(names)}")
+        indices = ", ".join(str(index) for index in geometry.indices(place))
+        offset = place & geometry.page_size - 1
+        self.machine.trace.add("indices", address=place, indices=indices, offset=offset)
+        table, asid = self.own_table or self.space.table, self.space.asid
+        if self.own_table is not None:
+            asid = 0
+        physical = self.machine.mmu.translate(table, asid, place, names[access])
+        return f"virtual {place:#x} is physical {physical:#x}"
+
+    def _verb_faults(self, frames: str, policies: str, *pages: str) -> str:
+        lines = []
+        for name in policies.split(","):
+            if name not in ("fifo", "lru", "clock", "opt"):
+                raise SessionError(f"no policy {name!r}: of fifo, lru, clock, opt")
+            total, faults = count_faults(pages, int(frames), name)
+            for page, victim in faults:
+                self.machine.trace.add("fault", policy=name, page=str(page), victim=_word(victim))
+            lines.append(f"{name}: {total} faults")
+        return "\n".join(lines)
+
+    def _verb_help(self) -> str:
+        return "\n".join((__doc__ or "").split("::\n\n")[1].split("\n\n>>>")[0].splitlines())
+
+
+def _word(victim: object) -> str:
+    return "-" if victim is None else str(victim)
+
+
+_VERBS = sorted(name.removeprefix("_verb_") for name in vars(Session) if name.startswith("_verb_"))

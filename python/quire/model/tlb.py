@@ -1,0 +1,87 @@
+"""The translation look-aside buffer: the few translations that a CPU remembers.
+
+Set-associative: a page may lie in `ways` places, and the least recently used of them gives way.
+Entries carry the number of their address space (ASID; PCID on x86), so that a switch flushes
+nothing. A translation that is changed in memory stays usable here until it is flushed: forgetting
+that flush is the classic bug which a *shoot-down* prevents (Black et al., "Translation lookaside
+buffer consistency", 1989).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Tlb", "TlbEntry"]
+
+Key = tuple[int, int]
+
+
+class TlbEntry(NamedTuple):
+    """What is remembered of a page:
+
+    its frame and what may be done without asking the page table.
+    """
+
+    frame: int
+    writable: bool
+    """Writable, and already marked dirty in memory."""
+    executable: bool
+
+
+class Tlb:
+    """`size` entries in sets of `ways`; size 0 is no TLB at all.
+
+    >>> tlb = Tlb(size=2, ways=1)
+    >>> tlb.insert(1, 4, TlbEntry(9, False, False))
+    >>> tlb.lookup(1, 4), tlb.lookup(2, 4)
+    (TlbEntry(frame=9, writable=False, executable=False), None)
+    """
+
+    def __init__(self, size: int = 64, ways: int = 4) -> None:
+        self.size = size
+        self.ways = min(ways, size)
+        assert size == 0 or size % self.ways == 0, "the ways must divide the size"
+        self.sets: list[dict[Key, TlbEntry]] = [{} for _ in range(size // self.ways if size else 0)]
+        self.hits = 0
+        self.misses = 0
+
+    def lookup(self, asid: int, page: int) -> TlbEntry | None:
+        """The translation of a page number, if it is remembered."""
+        if self.sets:
+            ways = self.sets[page % len(self.sets)]
+            entry = ways.pop((asid, page), None)
+            if entry is not None:
+                ways[asid, page] = entry  # now the most recently used
+                self.hits += 1
+                return entry
+        self.misses += 1
+        return None
+
+    def insert(self, asid: int, page: int, entry: TlbEntry) -> None:
+        """Remembers a translation, in the place of the oldest of its set if need be."""
+        if not self.sets:
+            return
+        ways = self.sets[page % len(self.sets)]
+        ways.pop((asid, page), None)
+        if len(ways) == self.ways:
+            del ways[next(iter(ways))]
+        ways[asid, page] = entry
+
+    def flush(self, asid: int, first: int, count: int) -> None:
+        """Forgets `count` pages of one address space."""
+        if count <= self.size:
+            for page in range(first, first + count):
+                self.sets[page % len(self.sets)].pop((asid, page), None)
+            return
+        for ways in self.sets:
+            for key in [key for key in ways if key[0] == asid and 0 <= key[1] - first < count]:
+                del ways[key]
+
+    def entries(self) -> Iterator[tuple[int, int, TlbEntry]]:
+        """Address space, page number and translation of all that is remembered."""
+        for ways in self.sets:
+            for (asid, page), entry in ways.items():
+                yield asid, page, entry

@@ -1,0 +1,194 @@
+"""The ordered set of an address space's VMAs, with its one merge and its one split.
+
+Every call that changes part of a mapping comes down to `change`: the part takes new attributes,
+grows into a neighbour that has the same, or is cut out. Linux keeps a maple tree; a sorted list is
+the same thing to a reader.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quire.model.errors import CallError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quire.model.page import Mapper
+    from quire.model.vma import Lineage, Vma
+
+__all__ = ["VmaSet"]
+
+
+class VmaSet:
+    """VMAs by address. `limit` is vm.max_map_count: at that number no VMA may be cut in two."""
+
+    def __init__(self, space: Mapper, page_bits: int, limit: int) -> None:
+        self.space = space
+        self.page_bits = page_bits
+        self.limit = limit
+        self._starts: list[int] = []
+        self._vmas: list[Vma] = []
+
+    def __len__(self) -> int:
+        return len(self._vmas)
+
+    def __iter__(self) -> Iterator[Vma]:
+        return iter(list(self._vmas))
+
+    def find(self, address: int) -> Vma | None:
+        """The VMA that holds `address`."""
+        place = bisect_right(self._starts, address) - 1
+        if place >= 0 and address < self._vmas[place].end:
+            return self._vmas[place]
+        return None
+
+    def at_or_after(self, address: int) -> Vma | None:
+        """The VMA that holds `address`, or the next one above (Linux's `find_vma`)."""
+        place = max(bisect_right(self._starts, address) - 1, 0)
+        for vma in self._vmas[place : place + 2]:
+            if address < vma.end:
+                return vma
+        return None
+
+    def before(self, vma: Vma) -> Vma | None:
+        """The next VMA below."""
+        place = bisect_left(self._starts, vma.start)
+        return self._vmas[place - 1] if place else None
+
+    def after(self, vma: Vma) -> Vma | None:
+        """The next VMA above."""
+        place = bisect_left(self._starts, vma.start) + 1
+        return self._vmas[place] if place < len(self._vmas) else None
+
+    def overlapping(self, start: int, end: int) -> list[Vma]:
+        """The VMAs that touch `[start, end)`, from the lowest up."""
+        place = max(bisect_right(self._starts, start) - 1, 0)
+        found = []
+        for vma in self._vmas[place:]:
+            if vma.start >= end:
+                break
+            if vma.end > start:
+                found.append(vma)
+        return found
+
+    def add(self, vma: Vma) -> Vma:
+        """Puts a VMA into free addresses and joins it with the neighbours it continues."""
+        assert not self.overlapping(vma.start, vma.end), "the addresses are taken"
+        self.insert(vma)
+        return self._join(vma)
+
+    def change(self, vma: Vma, start: int, end: int, flags: int) -> Vma:
+        """Gives `[start, end)` of `vma` new flags; returns the VMA that holds it then.
+
+        Raises: CallError: ENOMEM, the part would have to be cut out and there are too many VMAs. A
+            cut that was already made stays, unseen: both sides are alike.
+        """
+        new = replace(vma.piece(start, end, self.page_bits), flags=flags)
+        left, right = self.before(vma), self.after(vma)
+        joins_left = (
+            start == vma.start and left is not None and left.continued_by(new, self.page_bits)
+        )
+        joins_right = (
+            end == vma.end and right is not None and new.continued_by(right, self.page_bits)
+        )
+        if not joins_left and not joins_right:
+            if start > vma.start:
+                vma = self.split(vma, start)[1]
+            if end < vma.end:
+                vma = self.split(vma, end)[0]
+        self.cut(vma, start, end)
+        self.insert(new)
+        return self._join(new)
+
+    def split(self, vma: Vma, address: int) -> tuple[Vma, Vma]:
+        """Cuts a VMA in two at `address`.
+
+        Raises:
+            CallError: ENOMEM, at the limit of VMAs.
+        """
+        if len(self._vmas) >= self.limit:
+            raise CallError("ENOMEM", "a mapping would be cut in two at vm.max_map_count")
+        low = vma.piece(vma.start, address, self.page_bits)
+        high = vma.piece(address, vma.end, self.page_bits)
+        self.remove(vma)
+        self.insert(low)
+        self.insert(high)
+        return low, high
+
+    def cut(self, vma: Vma, start: int, end: int) -> None:
+        """Takes `[start, end)` out of a VMA; what remains on either side stays."""
+        self.remove(vma)
+        if vma.start < start:
+            self.insert(vma.piece(vma.start, start, self.page_bits))
+        if end < vma.end:
+            self.insert(vma.piece(end, vma.end, self.page_bits))
+
+    def resize(self, vma: Vma, start: int, end: int) -> Vma:
+        """Moves the edges of a VMA into free addresses and joins it with what it reaches."""
+        new = replace(vma, start=start, end=end)
+        new.offset = vma.offset - ((vma.start - start) >> self.page_bits)
+        self.remove(vma)
+        self.insert(new)
+        return self._join(new)
+
+    def family_of_neighbours(self, vma: Vma) -> Lineage | None:
+        """A family of private pages that `vma` may join (`find_mergeable_anon_vma`)."""
+        right, left = self.after(vma), self.before(vma)
+        if right is not None and vma.may_share_family(right, self.page_bits):
+            family = right.lineage
+            if family is not None and not family.inherited:
+                return family
+        if left is not None and left.may_share_family(vma, self.page_bits):
+            family = left.lineage
+            if family is not None and not family.inherited:
+                return family
+        return None
+
+    def gaps(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Free runs of `[low, high)` from the highest down."""
+        top = high
+        for vma in reversed(self._vmas):
+            if vma.start >= high:
+                continue
+            if vma.end <= low:
+                break
+            if vma.end < top:
+                yield vma.end, top
+            top = vma.start
+        if low < top:
+            yield low, top
+
+    def remove(self, vma: Vma) -> None:
+        """Takes a VMA out."""
+        place = bisect_left(self._starts, vma.start)
+        assert self._vmas[place] is vma, "not a VMA of this space"
+        del self._starts[place], self._vmas[place]
+        if vma.object is not None:
+            vma.object.detach(self.space)
+
+    def insert(self, vma: Vma) -> None:
+        """Puts a VMA in, joining nothing."""
+        place = bisect_left(self._starts, vma.start)
+        self._starts.insert(place, vma.start)
+        self._vmas.insert(place, vma)
+        if vma.object is not None:
+            vma.object.attach(self.space)
+
+    def _join(self, vma: Vma) -> Vma:
+        left = self.before(vma)
+        if left is not None and left.continued_by(vma, self.page_bits):
+            vma = self._united(left, vma)
+        right = self.after(vma)
+        if right is not None and vma.continued_by(right, self.page_bits):
+            vma = self._united(vma, right)
+        return vma
+
+    def _united(self, left: Vma, right: Vma) -> Vma:
+        whole = replace(left, end=right.end, lineage=left.lineage or right.lineage)
+        self.remove(left)
+        self.remove(right)
+        self.insert(whole)
+        return whole

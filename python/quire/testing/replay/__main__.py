@@ -1,0 +1,53 @@
+"""`python -m quire.testing.replay --on model FILE...`: replays rows and compares outcomes.
+
+Prints one JSON object with `--json`, else a summary and each mismatch. Exit code 0 only if all
+agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from quire.model import GEOMETRIES
+from quire.testing.replay.replay import Setting, replay
+from quire.testing.replay.rows import read_rows
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m quire.testing.replay", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--on", choices=("model", "kernel"), default="model")
+    parser.add_argument("--frames", type=int, help="frames for pages; with it, swap without end")
+    parser.add_argument("--tlb", default="64", help="entries of the TLB, or off")
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="x86-64")
+    parser.add_argument("--checked", action="store_true", help="invariants after every operation")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args(arguments)
+    setting = Setting(
+        on=given.on,
+        frames=given.frames,
+        tlb=0 if given.tlb == "off" else int(given.tlb),
+        geometry=given.geometry,
+        checked=given.checked,
+    )
+    total = replay([row for path in given.files for row in read_rows(path)], setting)
+    report = total.as_json()
+    if given.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        sys.stdout.write(f"{total.rows} rows, {total.ops} operations\n")
+        for mismatch in total.mismatches:
+            sys.stdout.write(f"mismatch: {json.dumps(mismatch)}\n")
+        for reason, count in total.skipped.items():
+            sys.stdout.write(f"skipped, {reason}: {count}\n")
+    return 1 if total.mismatches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Replaying rows on the model or on the kernel, and counting what agreed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quire.model import GEOMETRIES, Machine
+from quire.testing.replay.kernel_world import KernelWorld
+from quire.testing.replay.model_world import ModelWorld
+from quire.testing.replay.rows import same
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from quire.testing.replay.rows import Outcome, Row
+
+__all__ = ["Setting", "Total", "outcomes", "replay"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """On what rows are replayed."""
+
+    on: str = "model"
+    frames: int | None = None
+    tlb: int = 64
+    geometry: str = "x86-64"
+    checked: bool = False
+
+    def machine(self) -> Machine:
+        """A fresh machine of this kind. Its TLB has at most 4 ways."""
+        ways = max((w for w in range(1, 5) if self.tlb and self.tlb % w == 0), default=1)
+        return Machine(
+            GEOMETRIES[self.geometry],
+            frames=self.frames,
+            swap=0 if self.frames is None else None,
+            tlb=self.tlb,
+            tlb_ways=ways,
+        )
+
+
+@dataclass
+class Total:
+    """What came of a replay."""
+
+    rows: int = 0
+    ops: int = 0
+    mismatches: list[dict[str, Any]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """As one object."""
+        return {
+            "rows": self.rows,
+            "ops": self.ops,
+            "mismatches": self.mismatches,
+            "skipped": dict(self.skipped),
+        }
+
+
+def replay(rows: Iterable[Row], setting: Setting) -> Total:
+    """Replays rows; each stops at its first mismatch, for later operations depend on it."""
+    total = Total()
+    for row in rows:
+        reason = _not_applicable(row, setting)
+        if reason is not None:
+            total.skipped[reason] += 1
+            continue
+        total.rows += not row.again
+        end = len(row.ops) if row.advisory_from is None else row.advisory_from
+        if end < len(row.ops):
+            total.skipped["operations after advisory_from"] += len(row.ops) - end
+        for index, given in enumerate(outcomes(row, setting, end)):
+            total.ops += 1
+            wanted = row.outcomes[index]
+            if not same(wanted, given, residency=setting.frames is None):
+                total.mismatches.append(
+                    {
+                        "row": row.name,
+                        "index": index,
+                        "op": row.ops[index],
+                        "wanted": wanted,
+                        "given": given,
+                    }
+                )
+                break
+    return total
+
+
+def outcomes(row: Row, setting: Setting, end: int | None = None) -> Iterator[Outcome]:
+    """The outcomes of a row's operations, one after the other."""
+    if setting.on == "kernel":
+        with KernelWorld(row) as world:
+            for op in row.ops[:end]:
+                yield world.do(op)
+        return
+    model = ModelWorld(row, setting.machine(), checked=setting.checked)
+    for op in row.ops[:end]:
+        yield model.do(op)
+
+
+def _not_applicable(row: Row, setting: Setting) -> str | None:
+    for tag in row.tags:
+        if tag.startswith("arch:") and not setting.geometry.startswith(tag[len("arch:") :]):
+            return tag
+    return None

@@ -1,0 +1,129 @@
+"""Reading rows, and the rules by which outcomes are compared."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Outcome", "Row", "digest", "page_token", "pattern", "read_rows", "same", "stored_bytes"]
+
+PAGE = 4096
+"""The page size in which rows are written."""
+
+Op = dict[str, Any]
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: its files, operations and outcomes, on one kind of file system."""
+
+    name: str
+    on_disk: bool
+    files: dict[str, dict[str, int]]
+    ops: list[Op]
+    outcomes: list[Outcome]
+    tags: tuple[str, ...] = ()
+    advisory_from: int | None = None
+    again: bool = False
+    """A row of the file once more, on the other kind of file system."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; where shmem gave other outcomes than ext4, the row comes twice."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    rows: list[Row] = []
+    with opener(path, "rt") as lines:
+        for line in lines:
+            raw = json.loads(line)
+            if "ops" in raw:
+                rows += _rows(raw)
+    return rows
+
+
+def _rows(raw: dict[str, Any]) -> list[Row]:
+    fs = raw.get("fs", "ext4")
+    row = Row(
+        raw["id"],
+        fs != "shmem",
+        raw.get("files") or {},
+        raw["ops"],
+        raw.get("out", []),
+        tuple(raw.get("tags") or ()),
+        raw.get("advisory_from"),
+    )
+    if fs == "shmem" or "out_shmem" not in raw:
+        return [row]
+    outcomes = list(row.outcomes)
+    for index, outcome in raw["out_shmem"].items():
+        outcomes[int(index)] = outcome
+    name = f"{row.name} on shmem"
+    other = Row(name, False, row.files, row.ops, outcomes, row.tags, row.advisory_from, again=True)
+    return [row, other]
+
+
+def pattern(seed: int, offset: int, count: int) -> bytes:
+    """The bytes of a file or a store with a seed."""
+    return bytes(
+        (seed * 31 + i * 7 + (i >> 8) * 13 + (i >> 12) * 5) & 0xFF
+        for i in range(offset, offset + count)
+    )
+
+
+def stored_bytes(op: Op) -> bytes:
+    """What a store or a write stores."""
+    if "hex" in op:
+        return bytes.fromhex(op["hex"])
+    if "seed" in op:
+        return pattern(op["seed"], 0, op.get("n", 1))
+    return bytes([op["byte"]] * op.get("n", 1))
+
+
+def digest(content: bytes) -> Outcome:
+    """A byte string, described shortly and exactly enough."""
+    if len(content) <= 16:
+        return {"hex": content.hex()}
+    if content.count(content[:1]) == len(content):
+        return {"fill": content[0], "n": len(content)}
+    return {"sha1": hashlib.sha1(content).hexdigest()[:16], "n": len(content)}
+
+
+def page_token(content: bytes) -> str:
+    """A page in a snapshot: one byte if all are equal, else the start of its hash."""
+    if content.count(content[:1]) == len(content):
+        return f"{content[0]:02x}"
+    return hashlib.sha1(content).hexdigest()[:8]
+
+
+def same(wanted: Outcome, given: Outcome, *, residency: bool = True) -> bool:
+    """Whether two outcomes agree. Without `residency` what mincore says is not compared."""
+    if wanted == given:
+        return True
+    if "vmas" in wanted and "vmas" in given:
+        return _merged(wanted["vmas"]) == _merged(given["vmas"])
+    if "vec" in wanted and "vec" in given and len(wanted["vec"]) == len(given["vec"]):
+        if not residency:
+            return True
+        pairs = zip(wanted["vec"], given["vec"], strict=True)
+        return all(a == b or "?" in (a, b) for a, b in pairs)
+    return False
+
+
+def _merged(vmas: list[list[Any]]) -> list[list[Any]]:
+    """Neighbours that differ in nothing that /proc shows become one."""
+    merged: list[list[Any]] = []
+    for start, count, permissions, offset, name in vmas:
+        if merged:
+            low, length, before, at, called = merged[-1]
+            continues = name is None or at + length * PAGE == offset
+            if low + length == start and before == permissions and called == name and continues:
+                merged[-1][1] += count
+                continue
+        merged.append([start, count, permissions, offset, name])
+    return merged

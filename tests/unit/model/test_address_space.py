@@ -1,0 +1,142 @@
+import pytest
+
+from quire.model import AddressSpace, CallError, Machine, OpenFile
+from quire.model import flags as f
+from quire.model.calls import madvise, mmap, mprotect, mremap, msync, munmap
+from quire.model.views import maps
+
+PAGE = 4096
+RW = 3
+FIXED = f.MAP["PRIVATE"] | f.MAP["ANON"] | f.MAP["FIXED"]
+
+
+def refused(errno, call, *arguments):
+    with pytest.raises(CallError) as error:
+        call(*arguments)
+    assert error.value.errno == errno
+    return error.value.why
+
+
+def test_first_wrong_thing_decides(world):
+    """Several things are wrong at once: the kernel's order says which errno comes."""
+    space = world().space
+    refused("EINVAL", space.mmap, 1, 0, RW, f.MAP["FIXED"], None, 5)  # offset before descriptor
+    refused("EBADF", space.mmap, 1, 0, RW, f.MAP["FIXED"], None, 0)  # descriptor before length
+    refused("EINVAL", space.mmap, 1, 0, RW, FIXED, None, 0)  # length before address
+    refused("ENOMEM", space.mmap, 1, 1 << 62, RW, FIXED, None, 0)
+    refused("EINVAL", space.mprotect, 1, 0, RW)  # alignment before length 0
+    space.mprotect(0, 0, 0x800)  # length 0 before unknown bits
+    refused("EINVAL", space.madvise, 1, 0, 1234)
+    refused("EINVAL", space.mremap, 1, PAGE, PAGE, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [
+        mmap.CHECKS_BEFORE_PLACE,
+        *mmap.CHECKS_OF_KIND.values(),
+        munmap.CHECKS,
+        mprotect.CHECKS_AFTER_LENGTH,
+        mremap.CHECKS,
+        msync.CHECKS,
+        madvise.CHECKS,
+    ],
+)
+def test_checks_are_data_that_can_be_shown(checks):
+    for check in checks:
+        assert check.errno.isupper()
+        assert check.says
+        assert callable(check.refuses)
+
+
+def test_brk(world):
+    space = world().space
+    start = space.brk(0)
+    assert space.brk(start + 3 * PAGE + 5) == start + 3 * PAGE + 5
+    space.store(start + 3 * PAGE, b"heap")
+    assert space.brk(start + PAGE) == start + PAGE
+    refused("EFAULT", space.read_into, OpenFile("zero", "zero"), start + 3 * PAGE, 1, 0)
+    assert space.brk(start - 1) == start + PAGE  # below its start: nothing changes
+    space.mmap(start + 2 * PAGE, PAGE, RW, FIXED)
+    assert space.brk(start + 4 * PAGE) == start + PAGE  # a mapping is in the way
+    space.limits["DATA"] = PAGE
+    assert space.brk(start + 2 * PAGE) == start + PAGE
+    child = space.fork()
+    assert child.brk(0) == start + PAGE
+
+
+def test_locked_heap_is_populated(world):
+    space = world().space
+    space.mlockall(f.MCL["FUTURE"])
+    start = space.brk(0)
+    space.brk(start + 2 * PAGE)
+    assert space.mincore(start, 2 * PAGE) == [True, True]
+
+
+def test_overcommit(world):
+    size = 64 << 20
+    never = world(overcommit=2, memory_bytes=size * 2, swap=0)
+    at = never.anonymous(size // 2 // PAGE)
+    refused("ENOMEM", never.anonymous, size // PAGE)
+    child = never.space.fork()
+    refused("ENOMEM", never.space.fork)
+    child.exit()
+    never.space.munmap(at, size // 2)
+    never.anonymous(size // PAGE)
+    always = world(overcommit=1, memory_bytes=size)
+    always.anonymous(1 << 30)
+
+
+def test_refused_fork_leaves_nothing(world):
+    w = world(memory_bytes=1 << 20)
+    flags = f.MAP["PRIVATE"]
+    for _ in range(3):
+        w.anonymous(100, flags=flags)
+    refused("ENOMEM", w.space.fork)
+    assert w.machine.spaces == [w.space]
+
+
+def test_wide_range_costs_nothing(world):
+    w = world(overcommit=1)
+    at = w.space.mmap(0, 1 << 44, RW, f.MAP["PRIVATE"] | f.MAP["ANON"])
+    w.space.store(at + (1 << 43), b"x")
+    w.space.mprotect(at, 1 << 44, 1)
+    w.space.madvise(at, 1 << 44, f.MADV["DONTNEED"])
+    assert w.space.load(at + (1 << 43), 1) == b"\0"
+    w.space.munmap(at, 1 << 44)
+    assert w.space.table.table_frames() == {w.space.table.root}
+
+
+def test_no_room(world):
+    space = world(overcommit=1).space
+    noreserve = f.MAP["PRIVATE"] | f.MAP["ANON"]
+    for size in (1 << 46, 1 << 45, 1 << 44):
+        space.mmap(0, size, 0, noreserve)
+    refused("ENOMEM", space.mmap, 0, 1 << 45, 0, noreserve, None, 0)
+
+
+def test_exec(world):
+    space = world().space
+    at = space.mmap(0, PAGE, RW, f.MAP["PRIVATE"] | f.MAP["ANON"])
+    space.store(at, b"\xc3")
+    with pytest.raises(Exception, match="SEGV_ACCERR"):
+        space.fetch(at)
+    space.mprotect(at, PAGE, f.PROT_READ | f.PROT_EXEC)
+    assert space.fetch(at) == 0xC3
+
+
+def test_moved_pages_keep_their_frames(world):
+    w = world()
+    at = w.anonymous(2)
+    w.space.store(at, b"moved")
+    frame = w.space.overlay[at // PAGE].frame
+    to = w.space.mremap(at, 2 * PAGE, 4 * PAGE, 3, 0x10_0000)
+    assert w.space.load(to, 5) == b"moved"
+    assert w.space.overlay[to // PAGE].frame == frame
+    assert len(maps(w.space)) == 1
+
+
+def test_address_spaces_of_one_machine_have_their_own_numbers():
+    machine = Machine()
+    spaces = [AddressSpace(machine) for _ in range(3)]
+    assert len({space.asid for space in spaces}) == 3
