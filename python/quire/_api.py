@@ -9,10 +9,12 @@ import numpy as np
 
 from quire import _core
 from quire.creation import RawShape, plan
-from quire.errors import ChangedError, FormatError, ModeError
+from quire.errors import ChangedError, FormatError, ModeError, PmapError
 from quire.layout import ArrayLayout, raw_layout, require_dtype, require_order, shape_of
+from quire.mapped_file import map_file, why_not_kernel
 from quire.mapping import Mapping
 from quire.npy import MAGIC, is_npy, read_layout
+from quire.pmap import KERNEL, pmap_for
 from quire.sizes import SizeLike, parse_size
 from quire.store.resolve import Resolved, resolve
 
@@ -84,10 +86,14 @@ def open(
             `quire.set_budget` bounds all mappings together. Page tables and lists count in it
             (`Statistics.metadata_bytes`); the kernel's own page tables do not.
         granule: bytes that are read at once; chosen by the source when absent.
-        pmap: how pages are made present: "uffd", "inline", "guard", "mprotect", or
-            "soft", which gives no array but `Mapping.read` and `Mapping.write`; the
-            environment variable `QUIRE_PMAP`, or else the best that works here, when absent (see
-            `quire doctor`).
+        pmap: how pages are made present: "kernel", "uffd", "inline", "guard", "mprotect", or
+            "soft", which gives no array but `Mapping.read` and `Mapping.write`. When absent it is
+            what the environment variable `QUIRE_PMAP` says; or else "kernel" for a local file that
+            is not compressed, in all modes but "c", where no budget, granule or policy is given;
+            or else the best that works here (see `quire doctor`). With "kernel" the operating
+            system pages as for `quire.map`, and the mapping is a `KernelMapping`: the fastest, and
+            it shows what others write to the file, but its pages are the system's page cache,
+            which `quire.set_budget` does not bound.
         policy: which page goes when the budget is used up: "clock" (when absent), "sieve",
             "s3fifo", "2q", "fifo" or "lru".
         swap: where pages that were written in mode "c" go.
@@ -112,19 +118,11 @@ def open(
     if mode not in MODES:
         raise ModeError(f"{mode!r} is no mode: there are {', '.join(map(repr, MODES))}")
     require_patience(timeout, retries)
-    budget_bytes = None if budget is None else parse_size(budget, name="budget")
-    granule_bytes = None if granule is None else parse_size(granule, name="granule")
     require_use_of(swap, mode)
     raw = RawShape(dtype, shape, offset, order)
-    how: dict[str, Any] = {
-        "budget_bytes": budget_bytes,
-        "granule_bytes": granule_bytes,
-        "pmap": pmap,
-        "retries": retries,
-        "mode": "r+" if mode == "w+" else mode,
-        "policy": policy,
-        "swap": swap,
-    }
+    wanted = pmap_for(pmap, granule=granule, policy=policy, swap=swap)
+    how = _how(budget, granule, None if wanted == KERNEL else wanted, policy, swap)
+    how |= {"retries": retries, "mode": "r+" if mode == "w+" else mode}
     if mode == "w+":
         new = plan(source, raw, storage_options)
         # What is wrong with how it is to be mapped is found with zeros in the file's place.
@@ -134,7 +132,7 @@ def open(
     resolved = resolve(
         source,
         storage_options=storage_options,
-        budget_bytes=budget_bytes,
+        budget_bytes=how["budget_bytes"],
         timeout_s=timeout,
         writable=mode == "r+",
     )
@@ -156,10 +154,30 @@ def open(
             "timeout": timeout,
             "retries": retries,
         }
-        return Mapping(resolved.store, layout, _recipe(resolved, given), **how)
+        recipe = _recipe(resolved, given)
+        if wanted == KERNEL and _kernel_pages(resolved, given):
+            return map_file(resolved, layout, raw, mode, budget, recipe)
+        return Mapping(resolved.store, layout, recipe, **how)
     except BaseException:
         resolved.store.close()
         raise
+
+
+def _kernel_pages(resolved: Resolved, given: dict[str, Any]) -> bool:
+    """Whether pmap "kernel", where it is wanted, is the one for this source.
+
+    Raises:
+        quire.PmapError: it was asked for by name, and cannot map the source.
+    """
+    why = why_not_kernel(resolved)
+    if given["pmap"] != KERNEL:
+        return why is None and given["mode"] != "c" and given["budget"] is None
+    if why is not None:
+        raise PmapError(
+            f'pmap "kernel" cannot map this source, as {why}: leave pmap out',
+            source=resolved.store.label,
+        )
+    return True
 
 
 def anonymous(
@@ -233,16 +251,25 @@ def _anonymous(
     policy: str | None,
     swap: Swap | None,
 ) -> Mapping:
-    return Mapping(
-        _core.open_zero(layout.size_bytes, "anonymous memory"),
-        layout,
-        budget_bytes=None if budget is None else parse_size(budget, name="budget"),
-        granule_bytes=None if granule is None else parse_size(granule, name="granule"),
-        pmap=pmap,
-        mode="c",
-        policy=policy,
-        swap=swap,
-    )
+    zeros = _core.open_zero(layout.size_bytes, "anonymous memory")
+    return Mapping(zeros, layout, mode="c", **_how(budget, granule, pmap, policy, swap))
+
+
+def _how(
+    budget: SizeLike | None,
+    granule: SizeLike | None,
+    pmap: str | None,
+    policy: str | None,
+    swap: Swap | None,
+) -> dict[str, Any]:
+    """Arguments of `Mapping`, sizes read."""
+    return {
+        "budget_bytes": None if budget is None else parse_size(budget, name="budget"),
+        "granule_bytes": None if granule is None else parse_size(granule, name="granule"),
+        "pmap": pmap,
+        "policy": policy,
+        "swap": swap,
+    }
 
 
 def mapping_of(array: np.ndarray[Any, Any]) -> Mapping:

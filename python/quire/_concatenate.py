@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
@@ -14,7 +13,9 @@ from quire.arena import Arena
 from quire.creation import RawShape
 from quire.errors import ChangedError, FormatError, ModeError, PmapError, SourceError
 from quire.layout import ArrayLayout
+from quire.mapped_file import why_not_kernel
 from quire.mapping import Mapping
+from quire.pmap import KERNEL, pmap_for
 from quire.sizes import SizeLike, parse_size
 from quire.store.resolve import Resolved, resolve
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from quire.swap import Swap
 
 __all__ = ["concatenate", "concatenate_again"]
-
-KERNEL = "kernel"
 
 
 def concatenate(
@@ -97,6 +96,7 @@ def concatenate(
     require_use_of(swap, mode)
     if isinstance(sources, str):
         raise TypeError("sources are given as a list, and this is one text: see quire.open")
+    wanted = pmap_for(pmap, budget=budget, granule=granule, policy=policy, swap=swap)
     given = list(sources)
     if not given:
         raise ValueError("there is nothing to concatenate: give at least one source")
@@ -118,15 +118,13 @@ def concatenate(
     with contextlib.ExitStack() as opened:
         shards = [_opened(opened, source, len(given), options) for source in given]
         layouts = _layouts(shards, RawShape(dtype, shape, offset, order))
-        paged = (budget, granule, policy, swap) != (None, None, None, None)
-        wanted = pmap or os.environ.get("QUIRE_PMAP") or ("" if paged else KERNEL)
         if wanted == KERNEL:
             unmappable = _why_not_mapped(shards, layouts)
             if unmappable is None:
                 return _map(shards, layouts, options)
             if pmap == KERNEL:
                 raise unmappable
-        mapping = _page(shards, layouts, options, None if wanted == KERNEL else wanted or None)
+        mapping = _page(shards, layouts, options, None if wanted == KERNEL else wanted)
         opened.pop_all()
         return mapping
 
@@ -252,8 +250,9 @@ def _why_not_mapped(shards: list[Resolved], layouts: list[ArrayLayout]) -> PmapE
     page = _core.page_bytes()
     pairs = [pair for pair in zip(shards, layouts, strict=True) if pair[1].size_bytes]
     for number, (shard, layout) in enumerate(pairs):
-        if shard.store.describe()["kind"] != "file" or not isinstance(shard.pickled, str):
-            why = "it is not a local file that is not compressed"
+        why = why_not_kernel(shard)
+        if why is not None:
+            pass
         elif layout.offset_bytes % page:
             why = f"its array begins at byte {layout.offset_bytes}"
         elif layout.size_bytes % page and number < len(pairs) - 1:

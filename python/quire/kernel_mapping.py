@@ -35,16 +35,18 @@ Returned = TypeVar("Returned")
 class RawArray:
     """How the bytes of a mapping are an array."""
 
-    __slots__ = ("dtype", "order", "shape")
+    __slots__ = ("dtype", "offset_bytes", "order", "shape")
 
     def __init__(
         self,
         dtype: npt.DTypeLike | None = None,
         shape: ShapeLike | None = None,
         order: Order = "C",
+        offset_bytes: int = 0,
     ) -> None:
         """As in `quire.open`; bytes, where no dtype is given."""
         self.dtype = dtype
+        self.offset_bytes = offset_bytes
         self.shape = shape
         self.order = order
 
@@ -85,7 +87,8 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         if made is None or made[0] != size:
             raw = self._raw
             dtype = "u1" if raw.dtype is None else raw.dtype
-            layout = raw_layout(size, self.source, dtype, raw.shape, 0, raw.order)
+            offset = raw.offset_bytes
+            layout = raw_layout(size, self.source, dtype, raw.shape, offset, raw.order)
             self._made_layout = made = size, layout
         return made[1]
 
@@ -237,11 +240,12 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             ValueError: the page of that byte holds bytes of both.
             BufferError: views are alive.
         """
-        raw = RawArray(self._raw.dtype, None, self._raw.order)
+        raw = self._raw
         rest = self._call(lambda: self.split_at(at))
-        self._raw, self._recipe = raw, None
+        self._raw = RawArray(raw.dtype, None, raw.order, raw.offset_bytes)
+        self._recipe = None
         made: KernelMapping = type(self)(rest)
-        made._raw = raw
+        made._raw = RawArray(raw.dtype, None, raw.order)
         return made
 
     def unmap(self, offset: int | None = None, length: int | None = None) -> None:

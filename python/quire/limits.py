@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "explained"]
 
 PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+V2 = ("memory.max", "memory.current")
+NO_LIMIT = 1 << 60
 ADDRESS_BITS = 47
 KIB = 1024
 PROT_WRITE = 2
@@ -241,16 +245,33 @@ def _is_noexec(path: str) -> bool:
 
 
 def _control_group() -> Iterator[str]:
-    names = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.max": "memory.current"}
-    for root in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
-        for limit, usage in names.items():
-            try:
-                most = int((Path(root) / limit).read_text())
-                used = int((Path(root) / usage).read_text())
-            except (OSError, ValueError):
-                continue
-            if most < 1 << 60:
-                yield (
-                    f"The control group's {limit} is {format_size(most)}, and "
-                    f"{format_size(used)} are used: raise it"
-                )
+    for group, limit, usage in _memory_groups():
+        try:
+            most = int((group / limit).read_text())
+            used = int((group / usage).read_text())
+        except (OSError, ValueError):  # no such file where there is no limit, or "max"
+            continue
+        if most < NO_LIMIT:
+            yield (
+                f"The control group {group} has a {limit} of {format_size(most)}, and "
+                f"{format_size(used)} are used: raise it"
+            )
+
+
+def _memory_groups() -> Iterator[tuple[Path, str, str]]:
+    """The control groups of this process and those above: folder, files of limit and usage."""
+    try:
+        rows = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for row in rows:
+        _, controllers, path = row.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CGROUPS / "memory" if controllers else CGROUPS
+        names = V1 if controllers else V2
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            yield folder, *names
+            if folder == root:
+                break

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
 from quire._fork import sync_at_exit, watch_interpreter
 from quire.errors import ClosedError, Error, ModeError, PmapError, error_of_failure
+from quire.pmap import own_pmap
 from quire.residency import Pin, bytes_of, in_background
 from quire.sizes import SizeLike, format_size, parse_size
 from quire.stats import Statistics
@@ -73,7 +73,7 @@ class Mapping(_core.MappingBase):
             store,
             budget_bytes,
             granule_bytes,
-            pmap or os.environ.get("QUIRE_PMAP") or None,
+            own_pmap(pmap),
             retries,
             mode,
             policy,

@@ -131,7 +131,7 @@ def _label(name: str) -> str:
 
 def _worded(name: str, number: int) -> str:
     if name == "budget_bytes" and number == UNLIMITED_BYTES:
-        return "none but that of the process"
+        return "none of its own"
     if name.startswith("fault_ns") or name.endswith("_stall_ns"):
         return f"{number / 1e3:,.1f} us"
     is_bytes = name.endswith("_bytes") or name == "bytes_fetched"

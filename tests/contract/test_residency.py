@@ -115,7 +115,8 @@ def test_evicted_pages_are_written_first(pmap: str, path: Path) -> None:
     with open_numbers(path, pmap, mode="r+") as mapping:
         array = mapping.array
         array[:1000] = -1
-        # A page whose thread goes on already may still be on its way: it is left.
+        # A page whose thread goes on already may still be on its way: it would be left.
+        wait_until(lambda: mapping.resident(np.s_[:1000]).all(), "the pages are there")
         wait_until(lambda: gone(mapping, np.s_[:90_000]), "the pages are evicted")
         assert (array[:1000] == -1).all()
         assert (np.fromfile(path, "i8")[:1000] == -1).all()

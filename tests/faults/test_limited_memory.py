@@ -74,7 +74,7 @@ def enter(path: str, version: str) -> MemoryGroup:
 
 def child_reads(path: str, version: str, folder: str) -> None:
     group = enter(path, version)
-    with quire.open(Path(folder) / "numbers.bin", dtype="i8") as mapping:
+    with quire.open(Path(folder) / "numbers.bin", dtype="i8", granule="64 KiB") as mapping:
         follow(group, lambda: check_all(mapping.array))
 
 

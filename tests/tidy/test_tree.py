@@ -25,12 +25,12 @@ LAYERS = (
     ("_concatenate", "ring"),
     ("arena",),
     ("_api", "_map", "_shared", "packing"),
-    ("creation", "shared_mapping"),
+    ("creation", "shared_mapping", "mapped_file"),
     ("kernel_mapping", "shared_names"),
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout", "limits"),
-    ("shared_records",),
+    ("shared_records", "pmap"),
     ("map_flags", "devices", "sizes", "errors", "_fork", "swap", "residency"),
     ("model",),  # independent of all above, which may look at it
 )

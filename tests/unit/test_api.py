@@ -128,6 +128,7 @@ def test_what_fails_to_open_leaves_no_descriptor(rows_file, tmp_path):
 
     (tmp_path / "x.zst").write_bytes(_core.compress_frame(b"x" * 100, 3)[0])
     quire.open(rows_file).close()
+    quire.open(rows_file, budget="64 MiB").close()
     before = descriptors()
     for _ in range(20):
         for path, options in ((rows_file, {"budget": 1}), (tmp_path / "x.zst", {})):
@@ -163,7 +164,7 @@ def test_process_budget():
 
 
 def test_a_refused_budget_leaves_the_automatic_one_on(rows_file):
-    with quire.open(rows_file):
+    with quire.open(rows_file, mode="c"):
         quire.set_budget("auto")
         try:
             for refused in ("nonsense", 1):

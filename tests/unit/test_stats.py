@@ -42,7 +42,7 @@ def test_a_mapping_without_a_budget_of_its_own_says_so(rows_file):
     with quire.open(rows_file, budget="1 MiB") as mapping:
         assert "budget              1.0 MiB" in str(mapping.statistics())
         mapping.set_budget(None)
-        assert "budget              none but that of the process" in str(mapping.statistics())
+        assert "budget              none of its own" in str(mapping.statistics())
     assert "none" not in str(quire.statistics())
 
 

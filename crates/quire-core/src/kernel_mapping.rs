@@ -377,6 +377,24 @@ impl KernelMapping {
         }
     }
 
+    /// Takes the pages wholly inside of some bytes out of memory (MADV_PAGEOUT), but for pinned ones.
+    ///
+    /// # Errors
+    /// `Sys`.
+    pub fn evict(&self, span: std::ops::Range<u64>) -> Result<(), MapError> {
+        let mut pins = self.pins.lock();
+        pins.sort_by_key(|pin| pin.start);
+        let mut at = span.start;
+        let past = span.end..span.end;
+        for pin in pins.iter().filter(|pin| pin.start < span.end).chain([&past]) {
+            if at < pin.start {
+                self.advise(at, pin.start - at, libc::MADV_PAGEOUT, true)?;
+            }
+            at = at.max(pin.end);
+        }
+        Ok(())
+    }
+
     /// NUMA placement (mbind(2)).
     ///
     /// # Errors

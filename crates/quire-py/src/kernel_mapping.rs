@@ -153,10 +153,8 @@ impl Mapped for Kernel {
         let count = |pages: Vec<u8>| pages.iter().map(|page| u64::from(*page)).sum::<u64>();
         let resident = || self.mapping.resident().map(count).unwrap_or(0);
         let before = resident();
-        let (start, len) = (span.start, span.end - span.start);
-        self.mapping
-            .advise(start, len, libc::MADV_PAGEOUT, true)
-            .map_err(|error| store_error(&error, start))?;
+        let start = span.start;
+        self.mapping.evict(span).map_err(|error| store_error(&error, start))?;
         Ok(ByteCount(before.saturating_sub(resident()) * page_bytes() as u64))
     }
 

@@ -1,0 +1,34 @@
+"""Which pmap a mapping is made with."""
+
+from __future__ import annotations
+
+import os
+
+from quire.errors import PmapError
+
+__all__ = ["KERNEL", "own_pmap", "pmap_for"]
+
+KERNEL = "kernel"
+
+
+def pmap_for(pmap: str | None, **paging: object) -> str | None:
+    """The pmap that is asked for, by an argument or the environment; None for the best of quire's.
+
+    It is "kernel" where neither says and nothing is asked for that only quire's own ``paging`` has.
+
+    Raises:
+        quire.PmapError: pmap "kernel", and something that it has not.
+    """
+    asked = [name for name, value in paging.items() if value is not None]
+    if pmap == KERNEL and asked:
+        raise PmapError(
+            f'{asked[0]}= is of quire\'s own paging, and with pmap "kernel" the operating system '
+            "pages: leave one of the two out"
+        )
+    return pmap or os.environ.get("QUIRE_PMAP") or (None if asked else KERNEL)
+
+
+def own_pmap(pmap: str | None) -> str | None:
+    """The one of quire's own pmaps that is asked for as in `pmap_for`; None for the best."""
+    wanted = pmap or os.environ.get("QUIRE_PMAP") or None
+    return None if pmap is None and wanted == KERNEL else wanted

@@ -1,0 +1,96 @@
+"""Which limit is named, on systems that are made up: those that a test may not bring about."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+import quire
+from quire import limits
+from quire.limits import Asked, explained
+from quire.map_flags import MapFlag
+
+GIB = 1 << 30
+PRIVATE = int(MapFlag.PRIVATE | MapFlag.ANONYMOUS)
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the kernel would show, of a machine with 8 GiB of which 6 are promised."""
+    write(tmp_path / "sys/vm/max_map_count", "65530\n")
+    write(tmp_path / "sys/vm/overcommit_memory", "2\n")
+    memory = {"MemTotal": 8, "SwapTotal": 2, "CommitLimit": 7, "Committed_AS": 6}
+    rows = [f"{name}: {gib << 20} kB\n" for name, gib in memory.items()]
+    write(tmp_path / "meminfo", "".join(rows))
+    write(tmp_path / "self/maps", "00400000-00452000 r-xp 00000000 08:02 173521 /bin/x\n" * 9)
+    write(tmp_path / "self/status", "VmSize: 1000 kB\nVmData: 100 kB\nVmLck: 8 kB\n")
+    write(tmp_path / "self/cgroup", "4:cpu:/\n0::/\n")
+    monkeypatch.setattr(limits, "PROC", tmp_path)
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path / "cgroup")
+    return tmp_path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def said(number: int, asked: Asked, call: str = "mmap") -> str:
+    error = quire.Error(f"{call}: refused", source="here", errno=number)
+    made = explained(error, asked)
+    assert made.errno == number
+    assert made.source == "here"
+    return made.message
+
+
+def test_overcommit_never(system: Path) -> None:
+    text = said(errno.ENOMEM, Asked(2 * GIB, PRIVATE, 3))
+    assert "vm.overcommit_memory is 2 (never), and of 7.0 GiB (CommitLimit) 6.0 GiB" in text
+    assert "vm.overcommit_ratio" in text
+    assert "overcommit" not in said(errno.ENOMEM, Asked(GIB >> 1, PRIVATE, 3))
+
+
+def test_overcommit_by_guess(system: Path) -> None:
+    write(system / "sys/vm/overcommit_memory", "0\n")
+    assert "refuses more at once than the 10.0 GiB" in said(
+        errno.ENOMEM, Asked(11 * GIB, PRIVATE, 3)
+    )
+    for free in (Asked(11 * GIB, PRIVATE | MapFlag.NORESERVE, 3), Asked(11 * GIB, PRIVATE, 1)):
+        assert "vm.overcommit_memory" not in said(errno.ENOMEM, free)
+
+
+def test_map_count(system: Path) -> None:
+    write(system / "sys/vm/max_map_count", "10\n")
+    assert "vm.max_map_count is 10, and the process has 9 map entries" in said(
+        errno.ENOMEM, Asked(4096, PRIVATE, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "folder", "limit", "usage"),
+    [
+        ("0::/jobs/one", "cgroup/jobs/one", "memory.max", "memory.current"),
+        ("0::/jobs/one", "cgroup/jobs", "memory.max", "memory.current"),
+        (
+            "9:cpu,memory:/jobs/one",
+            "cgroup/memory/jobs/one",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
+        ("9:memory:/", "cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_control_groups(system: Path, row: str, folder: str, limit: str, usage: str) -> None:
+    write(system / "self/cgroup", f"4:cpuset:/other\n{row}\n")
+    write(system / folder / limit, f"{64 << 20}\n")
+    write(system / folder / usage, f"{60 << 20}\n")
+    text = said(errno.ENOMEM, Asked(4096, int(MapFlag.SHARED), 1))
+    assert f"The control group {system / folder} has a {limit} of 64.0 MiB, and 60.0 MiB" in text
+
+
+def test_nothing_to_be_seen(system: Path) -> None:
+    write(system / "cgroup/memory.max", "max\n")
+    write(system / "cgroup/memory.current", "4096\n")
+    assert "No limit that quire can see" in said(errno.ENOMEM, Asked(4096, int(MapFlag.SHARED), 1))
