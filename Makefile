@@ -10,10 +10,12 @@ BIN := $(VENV)/bin
 VENV_STAMP := $(VENV)/.stamp-venv
 SETUP_STAMP := $(VENV)/.stamp-setup
 BENCH_STAMP := $(VENV)/.stamp-bench
+CONSUMERS_STAMP := $(VENV)/.stamp-consumers
 RUST_SOURCES := $(shell find crates -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print) \
 	Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml .cargo/config.toml)
 # Tests whose meaning depends on who runs them: the pmaps that an ordinary user may use differ.
 ORDINARY_USER_TESTS := $(wildcard tests/contract)
+extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: setup demo test test-rust test-python test-long test-ordinary-user lint lint-rust lint-python format bench clean help
@@ -36,7 +38,12 @@ $(SETUP_STAMP): $(VENV_STAMP) pyproject.toml $(RUST_SOURCES)
 	@touch $@
 
 $(BENCH_STAMP): $(SETUP_STAMP) pyproject.toml
-	$(PIP) install $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])")
+	$(PIP) install $$($(call extra,bench))
+	@touch $@
+
+$(CONSUMERS_STAMP): $(SETUP_STAMP) pyproject.toml
+	@echo 'installing the libraries that tests give mapped memory to'
+	@$(PIP) install $$($(call extra,consumers))
 	@touch $@
 
 demo: $(SETUP_STAMP)  ## the main job on real data; DEMO_ARGS="--size 100MiB" and the like
@@ -48,10 +55,10 @@ test-rust:
 	@.ci/check-system $(PYTHON)
 	cargo test --quiet --release -p quire-core
 
-test-python: $(SETUP_STAMP)
+test-python: $(SETUP_STAMP) $(CONSUMERS_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-long: $(SETUP_STAMP)  ## the tests that take minutes, and are in no other run
+test-long: $(SETUP_STAMP) $(CONSUMERS_STAMP)  ## the tests that take minutes, and are in no other run
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=900
 
 test-ordinary-user: $(SETUP_STAMP)

@@ -6,6 +6,7 @@ from typing import cast
 
 from quire import _core
 from quire.errors import PmapError
+from quire.pmap import KERNEL
 
 __all__ = ["takes_system_calls", "working_pmaps", "writable_pmaps"]
 
@@ -51,4 +52,6 @@ def takes_system_calls(pmap: str) -> bool:
     ``pmap`` may name how writes are noticed, as in "uffd:wp-sync".
     """
     name = pmap.partition(":")[0]
-    return any(rung["name"] == name and rung["system_calls"] for rung in _core.probe())
+    return name == KERNEL or any(
+        rung["name"] == name and rung["system_calls"] for rung in _core.probe()
+    )
