@@ -16,6 +16,8 @@ UIO = Path("/sys/class/uio")
 def device_bytes(path: str) -> int | None:
     """The bytes of a framebuffer or a UIO region by its path; None for any other path.
 
+    None also for one that cannot be asked: to open it then says why.
+
     >>> device_bytes("/dev/zero")
     """
     name = Path(path).name
@@ -24,6 +26,9 @@ def device_bytes(path: str) -> int | None:
         return int(size.read_text(), 16) if size.exists() else None
     if not name.startswith("fb"):
         return None
-    with open(path, "rb") as device:
-        found = fcntl.ioctl(device, FBIOGET_FSCREENINFO, bytes(FIX_SCREENINFO.size))
+    try:
+        with open(path, "rb") as device:
+            found = fcntl.ioctl(device, FBIOGET_FSCREENINFO, bytes(FIX_SCREENINFO.size))
+    except OSError:
+        return None
     return int(FIX_SCREENINFO.unpack(found)[2])

@@ -145,7 +145,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             quire.SyncError: the file could not be written, or something is locked.
         """
         flags = (MS_ASYNC if asynchronous else MS_SYNC) | (MS_INVALIDATE if invalidate else 0)
-        self.msync(*_from(offset, length), flags)
+        self._call(lambda: self.msync(*_from(offset, length), flags))
 
     def set_budget(self, budget: SizeLike | None, *, cache: str = "keep") -> None:
         """Bounds the pages of a file that are resident; None for no bound.
@@ -329,7 +329,9 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         """Calls; an error of the system's is raised with what is behind it."""
         try:
             return call()
-        except Error as error:
+        except (Error, ValueError) as error:
+            if self.closed:
+                raise self._closed_error() from None
             if type(error) is not Error:
                 raise
             size = self.size_bytes if length is None else length

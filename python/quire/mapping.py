@@ -247,6 +247,8 @@ class Mapping(_core.MappingBase):
 
     def _require_inside(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            if self.closed:
+                raise self._closed_error()
             raise ValueError(
                 f"{length} bytes from byte {offset} on do not lie in a mapping of "
                 f"{self.size_bytes}: offsets count from 0, its start"
@@ -435,5 +437,6 @@ class Mapping(_core.MappingBase):
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(
-            "the mapping is closed: open the source again with quire.open", source=self.source
+            "the mapping is closed: make it again (quire.open, quire.map, quire.shared)",
+            source=self.source,
         )

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,27 @@ def test_a_file_grows_with_its_mapping(path: Path) -> None:
     assert path.stat().st_size == size + 103
 
 
+@pytest.mark.parametrize("reserve", [None, "1 MiB"])
+@pytest.mark.parametrize("sharing", ["shared", "private"])
+def test_a_mapping_of_an_empty_file_grows(
+    tmp_path: Path, sharing: str, reserve: str | None
+) -> None:
+    path = tmp_path / "empty.bin"
+    path.write_bytes(b"")
+    with quire.map(path, sharing=sharing, protection="rw", reserve=reserve) as mapping:
+        assert mapping.array.size == 0
+        assert mapping.sharing == sharing
+        if sharing == "private":
+            os.truncate(path, 3 * PAGE)  # a private mapping does not make its file longer
+        for size in (100, PAGE, 3 * PAGE):
+            mapping.resize(size)
+            mapping.array[size - 1] = 7
+        assert int(mapping.array.sum()) == 21
+    written = path.read_bytes()
+    assert len(written) == 3 * PAGE
+    assert sum(written) == (21 if sharing == "shared" else 0)
+
+
 def test_parts_that_differ_are_not_moved(path: Path) -> None:
     with quire.map(size=4 * PAGE, sharing="private") as mapping:
         mapping.protect("r", 0, PAGE)
@@ -390,12 +412,24 @@ def test_the_end(path: Path) -> None:
     assert mapping.closed
     mapping.close()
     assert not is_mapped(address)
-    for call in (mapping.sync, mapping.lock, mapping.check, lambda: mapping.advise("random")):
-        if call == mapping.check:
-            mapping.check()
-            continue
-        with pytest.raises((ValueError, quire.Error), match="closed"):
+    calls: tuple[Callable[[], object], ...] = (
+        mapping.sync,
+        mapping.lock,
+        mapping.unlock,
+        mapping.seal,
+        lambda: mapping.read(0, 1),
+        lambda: mapping.advise("random"),
+        lambda: mapping.protect("none"),
+        lambda: mapping.resize(PAGE),
+        lambda: mapping.split(PAGE),
+        lambda: mapping.unmap(0, PAGE),
+        lambda: mapping.name("closed"),
+        lambda: mapping.set_budget("1 MiB"),
+    )
+    for call in calls:
+        with pytest.raises(quire.ClosedError, match="make it again"):
             call()
+    mapping.check()
     with pytest.raises(BufferError, match="closed"):
         memoryview(mapping)
 

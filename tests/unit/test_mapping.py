@@ -92,7 +92,7 @@ def test_close_refuses_while_views_live(rows, rows_file):
 def test_closed_mapping_refuses(rows_file):
     mapping = quire.open(rows_file)
     mapping.close()
-    with pytest.raises(quire.ClosedError, match="open the source again") as caught:
+    with pytest.raises(quire.ClosedError, match="make it again") as caught:
         _ = mapping.array
     assert caught.value.source == str(rows_file)
     with pytest.raises(quire.ClosedError), mapping:

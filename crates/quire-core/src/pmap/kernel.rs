@@ -183,7 +183,7 @@ impl Region {
             page,
             offset: ask.offset - slack as u64,
             prot: ask.prot,
-            flags,
+            flags: ask.flags,
             source: ask.source,
             backing: ask.opened.map(|opened| Arc::new(opened.into_backing())),
             errors: Arc::default(),
@@ -333,6 +333,9 @@ impl Region {
         if let Some(backing) = self.backing.as_ref().filter(|file| writes && file.is_regular()) {
             let end = self.offset + self.slack as u64 + size;
             backing.extend(end).map_err(|error| sys_io("ftruncate", &error))?;
+        }
+        if self.size == 0 && size > 0 {
+            self.map_more(self.range.start, self.range.len)?; // nothing of the file was, see `map`
         }
         if len < self.range.len {
             self.shrink(len)?;
