@@ -13,8 +13,8 @@ BENCH_STAMP := $(VENV)/.stamp-bench
 CONSUMERS_STAMP := $(VENV)/.stamp-consumers
 RUST_SOURCES := $(shell find crates -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print) \
 	Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml .cargo/config.toml)
-# Tests whose meaning depends on who runs them: the pmaps that an ordinary user may use differ.
-ORDINARY_USER_TESTS := $(wildcard tests/contract)
+# Tests whose meaning depends on who runs them: the pmaps, limits and devices of an ordinary user differ.
+ORDINARY_USER_TESTS := $(wildcard tests/contract tests/docs/test_pages.py)
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
