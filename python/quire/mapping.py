@@ -246,6 +246,8 @@ class Mapping(_core.MappingBase):
         return len(view)
 
     def _require_inside(self, offset: int, length: int) -> None:
+        if self.closed:
+            raise self._closed_error()
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             if self.closed:
                 raise self._closed_error()

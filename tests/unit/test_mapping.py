@@ -95,6 +95,9 @@ def test_closed_mapping_refuses(rows_file):
     with pytest.raises(quire.ClosedError, match="make it again") as caught:
         _ = mapping.array
     assert caught.value.source == str(rows_file)
+    for call in (mapping.read, lambda: mapping.read(0, 1), lambda: mapping.readinto(bytearray(1))):
+        with pytest.raises(quire.ClosedError, match="make it again"):
+            call()
     with pytest.raises(quire.ClosedError), mapping:
         pass
     with pytest.raises(BufferError, match="closed"):
