@@ -11,9 +11,9 @@ from quire import _core
 from quire.creation import RawShape, plan
 from quire.errors import ChangedError, FormatError, ModeError, PmapError
 from quire.layout import ArrayLayout, raw_layout, require_dtype, require_order, shape_of
-from quire.mapped_file import map_file, why_not_kernel
 from quire.mapping import Mapping
 from quire.npy import MAGIC, is_npy, read_layout
+from quire.opened_file import map_file, why_not_kernel
 from quire.pmap import KERNEL, pmap_for
 from quire.sizes import SizeLike, parse_size
 from quire.store.resolve import Resolved, resolve

@@ -13,8 +13,8 @@ from quire.arena import Arena
 from quire.creation import RawShape
 from quire.errors import ChangedError, FormatError, ModeError, PmapError, SourceError
 from quire.layout import ArrayLayout
-from quire.mapped_file import why_not_kernel
 from quire.mapping import Mapping
+from quire.opened_file import why_not_kernel
 from quire.pmap import KERNEL, pmap_for
 from quire.sizes import SizeLike, parse_size
 from quire.store.resolve import Resolved, resolve

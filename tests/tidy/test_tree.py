@@ -25,7 +25,7 @@ LAYERS = (
     ("_concatenate", "ring"),
     ("arena",),
     ("_api", "_map", "_shared", "packing"),
-    ("creation", "shared_mapping", "mapped_file"),
+    ("creation", "shared_mapping", "opened_file"),
     ("kernel_mapping", "shared_names"),
     ("mapping", "stats"),
     ("pager", "store"),

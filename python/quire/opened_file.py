@@ -1,4 +1,4 @@
-"""`MappedFile`: a local file as `quire.open` gives it when the operating system pages it."""
+"""`OpenedFile`: a local file as `quire.open` gives it when the operating system pages it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from quire.sizes import SizeLike
     from quire.store.resolve import Resolved
 
-__all__ = ["MappedFile", "map_file", "why_not_kernel"]
+__all__ = ["OpenedFile", "map_file", "why_not_kernel"]
 
 
-class MappedFile(KernelMapping):
+class OpenedFile(KernelMapping):
     """A local file that the operating system pages; made by `quire.open`.
 
     All that a `KernelMapping` is. As every mapping of `quire.open` it is durable when it closes.
@@ -93,7 +93,7 @@ def map_file(
     mode: str,
     budget: SizeLike | None,
     recipe: tuple[Any, ...] | None,
-) -> MappedFile:
+) -> OpenedFile:
     """Maps a local file, whose store is closed then.
 
     Raises:
@@ -107,7 +107,7 @@ def map_file(
         kernel_range = _core.map_kernel(path, label, size, 0, prot, flags, 0, 0)
     except Error as error:
         raise explained(error, Asked(size, flags, prot, label)) from None
-    mapping: MappedFile = MappedFile(kernel_range)
+    mapping: OpenedFile = OpenedFile(kernel_range)
     # An array of a shape that was not given goes on to the end of the mapping when that grows.
     shape = layout.shape if raw.dtype is None else raw.shape
     mapping._raw = RawArray(layout.dtype, shape, layout.order, layout.offset_bytes)
