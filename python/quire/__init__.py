@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from quire.arena import Arena, Placed
     from quire.kernel_mapping import KernelMapping
     from quire.map_flags import MapFlag
+    from quire.mapped_file import MappedFile
     from quire.mapping import Mapping
     from quire.packing import PackResult, pack
     from quire.ring import Ring
@@ -68,6 +69,7 @@ __all__ = [
     "InterruptedPageError",
     "KernelMapping",
     "MapFlag",
+    "MappedFile",
     "Mapping",
     "ModeError",
     "PackResult",
@@ -105,6 +107,7 @@ MODULE_OF_NAME = {
     "Arena": "quire.arena",
     "KernelMapping": "quire.kernel_mapping",
     "MapFlag": "quire.map_flags",
+    "MappedFile": "quire.mapped_file",
     "Mapping": "quire.mapping",
     "PackResult": "quire.packing",
     "Placed": "quire.arena",

@@ -260,7 +260,7 @@ impl KernelMapping {
         let copied = unsafe {
             kernel::copy((used.address + offset as usize) as *const u8, into.as_mut_ptr(), into.len())
         };
-        copied.map_err(|id| self.take_failure(id, offset))
+        copied.map_err(|id| take_failure(id, offset))
     }
 
     /// Copies bytes into the mapping.
@@ -272,23 +272,7 @@ impl KernelMapping {
         // SAFETY: as in `read`; where it may not be written, the fault says so.
         let copied =
             unsafe { kernel::copy(bytes.as_ptr(), (used.address + offset as usize) as *mut u8, bytes.len()) };
-        copied.map_err(|id| self.take_failure(id, offset))
-    }
-
-    /// The error that a copy has met, in this region or one that is placed in it; it is told by this
-    /// very call.
-    fn take_failure(&self, id: u64, offset: u64) -> StoreError {
-        let mut regions = SPACE.kernel_mut();
-        let met = regions.values_mut().find(|region| region.id == id).and_then(|region| {
-            let failure = region.last_failure();
-            region.delivered();
-            failure
-        });
-        let passed = "a page could not be had for a moment: try again";
-        met.map_or_else(
-            || StoreError::new(FaultCode::Io, ByteOffset(offset), passed),
-            |failure| StoreError { part: Some(failure.source.into()), ..failure.error },
-        )
+        copied.map_err(|id| take_failure(id, offset))
     }
 
     /// msync(2) of the pages around some bytes.
@@ -506,6 +490,21 @@ impl Drop for KernelMapping {
     fn drop(&mut self) {
         self.unmap();
     }
+}
+
+/// The error that a [`kernel::touch`] has met, in the region of that id; it is told by this very call.
+pub fn take_failure(id: u64, offset: u64) -> StoreError {
+    let mut regions = SPACE.kernel_mut();
+    let met = regions.values_mut().find(|region| region.id == id).and_then(|region| {
+        let failure = region.last_failure();
+        region.delivered();
+        failure
+    });
+    let passed = "a page could not be had for a moment: try again";
+    met.map_or_else(
+        || StoreError::new(FaultCode::Io, ByteOffset(offset), passed),
+        |failure| StoreError { part: Some(failure.source.into()), ..failure.error },
+    )
 }
 
 fn wait_idle(users: &AtomicU32) {

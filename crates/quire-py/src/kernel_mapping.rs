@@ -272,13 +272,13 @@ impl KernelMappingBase {
 
     /// Name of what is mapped.
     #[getter]
-    fn label(&self) -> &str {
+    pub fn label(&self) -> &str {
         self.kernel.label()
     }
 
     /// Byte of the source at which the mapping begins.
     #[getter]
-    fn offset(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.kernel.mapping.look(|region| region.offset + region.slack as u64).unwrap_or(0)
     }
 
@@ -297,7 +297,7 @@ impl KernelMappingBase {
 
     /// MAP_ bits it was made with.
     #[getter]
-    fn map_flags(&self) -> i32 {
+    pub fn map_flags(&self) -> i32 {
         self.kernel.mapping.look(|region| region.flags).unwrap_or(0)
     }
 

@@ -9,6 +9,7 @@ mod errors;
 mod exports;
 mod kernel_mapping;
 mod mapped;
+mod mapped_file;
 mod mapping;
 mod module;
 mod store;
@@ -23,6 +24,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<arena::ArenaBase>()?;
     m.add_class::<kernel_mapping::KernelRange>()?;
     m.add_class::<kernel_mapping::KernelMappingBase>()?;
+    mapped_file::add_class(m)?;
     for function in [
         wrap_pyfunction!(store::open_file, m)?,
         wrap_pyfunction!(store::open_memory, m)?,

@@ -27,7 +27,7 @@ use crate::sys::backing::{Backing, Opened, huge_page_of};
 use crate::sys::memory::{self, Range, Touch, page_bytes};
 use crate::sys::mmap::{self, Request};
 
-pub use mend::{Mended, copy, tell};
+pub use mend::{Mended, copy, tell, touch};
 
 use arena::Place;
 

@@ -230,17 +230,40 @@ impl Region {
     }
 }
 
+/// What [`COPYING`] holds where this thread does not touch memory in a way that returns errors.
+const IDLE: u64 = 0;
+/// ... while it does, and no page was wanting; another number is the id of the mapping of one that was.
+const WHOLE: u64 = u64::MAX;
+
 thread_local! {
-    /// Whether this thread copies from or to a mapping, and the mapping whose page could not be had.
-    static COPYING: Cell<Option<Option<u64>>> = const { Cell::new(None) };
+    static COPYING: Cell<u64> = const { Cell::new(IDLE) };
 }
 
-/// Tells the thread that touched; a copy of ours returns the error itself.
+/// Tells the thread that touched; a [`touch`] of ours returns the error itself.
 pub fn tell(error: &PageError) {
     match COPYING.get() {
-        Some(_) => COPYING.set(Some(Some(error.mapping))),
-        None => interrupt::raise_here(error),
+        IDLE => interrupt::raise_here(error),
+        _ => COPYING.set(error.mapping),
     }
+}
+
+/// Does something with memory that may be a mapping's. Where a page of it cannot be had, it has met filler,
+/// and what it returns is not to be believed.
+///
+/// # Errors
+/// The id of the mapping of which a page could not be had.
+#[inline]
+pub fn touch<T>(touching: impl FnOnce() -> T) -> Result<T, u64> {
+    COPYING.with(|mark| {
+        let before = mark.replace(WHOLE);
+        compiler_fence(Ordering::SeqCst);
+        let found = touching(); // a fault in it ends in `tell`
+        compiler_fence(Ordering::SeqCst);
+        match mark.replace(before) {
+            WHOLE => Ok(found),
+            id => Err(id),
+        }
+    })
 }
 
 /// Copies memory, one side of which may be a mapping.
@@ -251,10 +274,6 @@ pub fn tell(error: &PageError) {
 /// # Errors
 /// The id of the mapping of which a page could not be had.
 pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) -> Result<(), u64> {
-    let before = COPYING.replace(Some(None));
-    compiler_fence(Ordering::SeqCst);
-    // SAFETY: the caller's (contract); a fault in it ends in `tell`.
-    unsafe { std::ptr::copy(from, to, len) };
-    compiler_fence(Ordering::SeqCst);
-    COPYING.replace(before).flatten().map_or(Ok(()), Err)
+    // SAFETY: the caller's (contract).
+    touch(|| unsafe { std::ptr::copy(from, to, len) })
 }

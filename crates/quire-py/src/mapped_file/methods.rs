@@ -1,0 +1,470 @@
+//! The methods of `MappedFile` that are called by name.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use memchr::{memchr, memmem, memrchr};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use quire_core::errors::{FaultCode, StoreError};
+use quire_core::pmap::kernel;
+use quire_core::sys::lock::Mutex;
+use quire_core::sys::memory::{self, page_bytes};
+use quire_core::sys::mmap;
+use quire_core::units::ByteOffset;
+
+use super::items::Items;
+use super::view::Given;
+use super::{CLOSED, LONG, MappedFileBase, OPEN, Span};
+use crate::errors;
+use crate::kernel_mapping::KernelMappingBase;
+
+/// Bytes as slices: of a span that is open.
+///
+/// # Safety
+/// The bytes stay mapped while the slice lives. What others store there meanwhile is seen or not, as in all memory
+/// that is shared; nobody here draws conclusions from seeing the same byte twice.
+unsafe fn slice<'a>(span: Span, from: usize, to: usize) -> &'a [u8] {
+    // SAFETY: the caller's (contract).
+    unsafe { std::slice::from_raw_parts(span.at(from) as *const u8, to - from) }
+}
+
+/// An index as slices count: from the end where it is negative, and never outside.
+fn clipped(index: Option<isize>, otherwise: usize, size: usize) -> usize {
+    match index {
+        None => otherwise.min(size),
+        Some(index) if index < 0 => size.saturating_sub(index.unsigned_abs()),
+        Some(index) => index.unsigned_abs().min(size),
+    }
+}
+
+/// A new bytes object, and the address of its bytes, which the caller fills before anyone sees it.
+pub(super) fn new_bytes(py: Python<'_>, len: usize) -> PyResult<(Bound<'_, PyBytes>, usize)> {
+    // SAFETY: asks for uninitialised bytes: a new reference, or null with an exception set; the bytes of a bytes
+    // object are where it says.
+    unsafe {
+        let made = ffi::PyBytes_FromStringAndSize(std::ptr::null(), len.cast_signed());
+        let made = Bound::from_owned_ptr_or_err(py, made)?.cast_into_unchecked::<PyBytes>();
+        let to = ffi::PyBytes_AsString(made.as_ptr()) as usize;
+        Ok((made, to))
+    }
+}
+
+impl MappedFileBase {
+    /// A new bytes object of a part.
+    pub(super) fn copy_out<'py>(
+        &self,
+        py: Python<'py>,
+        span: Span,
+        from: usize,
+        len: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let at = span.at(from);
+        if len < LONG {
+            // SAFETY: the part is open (`Span`) while the lock is held. It makes a bytes object, which touches no
+            // other memory of a mapping, or returns null with an exception set.
+            let make = || unsafe { ffi::PyBytes_FromStringAndSize(at as *const _, len.cast_signed()) };
+            // SAFETY: as above; a new reference also where it holds filler, which is dropped.
+            let made = |object| unsafe { Bound::from_owned_ptr_or_err(py, object) };
+            let made = kernel::touch(make).map(made).map_err(|id| self.failed(id, from))??;
+            // SAFETY: as above.
+            return Ok(unsafe { made.cast_into_unchecked() });
+        }
+        let (made, to) = new_bytes(py, len)?;
+        // SAFETY: the part is open and stays so while `released` counts; `to` is ours.
+        self.touch(py, len, from, || unsafe {
+            std::ptr::copy_nonoverlapping(at as *const u8, to as *mut u8, len);
+        })?;
+        Ok(made)
+    }
+
+    /// Copies into a part; both may be the same memory.
+    pub(super) fn copy_in(&self, py: Python<'_>, span: Span, to: usize, from: &[u8]) -> PyResult<()> {
+        let at = span.at(to);
+        // SAFETY: as in `copy_out`; it is writable, or the fault says so.
+        self.touch(py, from.len(), to, || unsafe {
+            std::ptr::copy(from.as_ptr(), at as *mut u8, from.len());
+        })
+    }
+
+    fn search(
+        &self,
+        py: Python<'_>,
+        sub: &Bound<'_, PyAny>,
+        bounds: (Option<isize>, Option<isize>),
+        from_end: bool,
+    ) -> PyResult<isize> {
+        let needle = Given::of(sub)?;
+        let span = self.span(py)?;
+        let start = clipped(bounds.0, self.position(), span.size);
+        let end = clipped(bounds.1, span.size, span.size);
+        if start > end {
+            return Ok(-1);
+        }
+        let needle = needle.bytes();
+        let found = if from_end {
+            self.last_of(py, span, start..end, needle)
+        } else {
+            self.first_of(py, span, start..end, needle)
+        };
+        Ok(found?.map_or(-1, usize::cast_signed))
+    }
+
+    /// Where bytes are first in a part. A little is searched with the interpreter lock, the rest without.
+    fn first_of(
+        &self,
+        py: Python<'_>,
+        span: Span,
+        part: Range<usize>,
+        needle: &[u8],
+    ) -> PyResult<Option<usize>> {
+        let search = |from: usize, to: usize| {
+            // SAFETY: within the span, which stays open (`touch`).
+            let bytes = unsafe { slice(span, from, to) };
+            let found = if let [byte] = needle { memchr(*byte, bytes) } else { memmem::find(bytes, needle) };
+            found.map(|at| from + at)
+        };
+        let near = part.end.min(part.start + LONG - 1);
+        let found = self.touch(py, near - part.start, part.start, || search(part.start, near))?;
+        if found.is_some() || near == part.end {
+            return Ok(found);
+        }
+        let next = (near + 1).saturating_sub(needle.len()).max(part.start); // what lies across is not lost
+        self.touch(py, LONG.max(part.end - next), next, || search(next, part.end))
+    }
+
+    /// As `first_of`, the last place.
+    fn last_of(
+        &self,
+        py: Python<'_>,
+        span: Span,
+        part: Range<usize>,
+        needle: &[u8],
+    ) -> PyResult<Option<usize>> {
+        let search = |from: usize, to: usize| {
+            // SAFETY: within the span, which stays open (`touch`).
+            let bytes = unsafe { slice(span, from, to) };
+            let found =
+                if let [byte] = needle { memrchr(*byte, bytes) } else { memmem::rfind(bytes, needle) };
+            found.map(|at| from + at)
+        };
+        let near = part.start.max((part.end + 1).saturating_sub(LONG));
+        let found = self.touch(py, part.end - near, near, || search(near, part.end))?;
+        if found.is_some() || near == part.start {
+            return Ok(found);
+        }
+        let next = part.end.min((near + needle.len()).saturating_sub(1));
+        self.touch(py, LONG.max(next - part.start), part.start, || search(part.start, next))
+    }
+}
+
+#[pymethods]
+impl MappedFileBase {
+    #[new]
+    fn new(py: Python<'_>, mapping: Bound<'_, KernelMappingBase>) -> PyResult<Self> {
+        let writable = mapping.getattr("writable")?.extract()?;
+        let made = MappedFileBase {
+            mapping: mapping.unbind(),
+            view: Mutex::new(None),
+            address: AtomicUsize::new(0),
+            size: AtomicUsize::new(0),
+            position: AtomicUsize::new(0),
+            exports: AtomicUsize::new(0),
+            stage: AtomicU32::new(OPEN),
+            workers: AtomicU32::new(0),
+            workers_pid: AtomicU32::new(0),
+            writable,
+        };
+        made.open(py)?;
+        Ok(made)
+    }
+
+    /// The mapping whose bytes these are. It cannot be closed or resized but by this object.
+    #[getter]
+    fn mapping(&self, py: Python<'_>) -> Py<KernelMappingBase> {
+        self.mapping.clone_ref(py)
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == CLOSED
+    }
+
+    /// Closes it and its mapping; BufferError while views are alive.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.begin_change(py, "cannot close exported pointers exist")? {
+            return Ok(());
+        }
+        self.end_change(CLOSED);
+        self.mapping.call_method0(py, "close").map(|_| ())
+    }
+
+    /// Changes how many bytes there are, as the mapping's own `resize`; BufferError while views are alive.
+    fn resize(&self, py: Python<'_>, size: usize) -> PyResult<()> {
+        self.span(py)?;
+        self.begin_change(py, "mmap can't resize with extant pointers exported.")?;
+        let resized = self.mapping.call_method1(py, "resize", (size,));
+        let opened = self.open(py);
+        self.end_change(if opened.is_ok() { OPEN } else { CLOSED });
+        resized.and(opened)
+    }
+
+    /// Reads from the position on: all, or so many bytes.
+    #[pyo3(signature = (n=None, /))]
+    fn read<'py>(&self, py: Python<'py>, n: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyBytes>> {
+        let wanted = match n {
+            None => None,
+            Some(n) if n.is_none() => None,
+            // SAFETY: the object is alive.
+            Some(n) if unsafe { ffi::PyIndex_Check(n.as_ptr()) } == 0 => {
+                let kind = n.get_type().name()?;
+                return Err(PyTypeError::new_err(format!(
+                    "argument should be integer or None, not '{kind}'"
+                )));
+            }
+            Some(n) => Some(n.extract::<isize>()?),
+        };
+        let span = self.span(py)?;
+        let rest = span.rest(self.position());
+        let len =
+            wanted.and_then(|wanted| usize::try_from(wanted).ok()).map_or(rest, |wanted| wanted.min(rest));
+        let from = self.position().min(span.size);
+        let read = self.copy_out(py, span, from, len)?;
+        self.move_to(self.position() + len);
+        Ok(read)
+    }
+
+    /// Reads one byte, as a number.
+    fn read_byte(&self, py: Python<'_>) -> PyResult<u8> {
+        let span = self.span(py)?;
+        let at = self.position();
+        if at >= span.size {
+            return Err(PyValueError::new_err("read byte out of range"));
+        }
+        let byte = self.byte(span, at)?;
+        self.move_to(at + 1);
+        Ok(byte)
+    }
+
+    /// Reads to the end of the line, or to the end.
+    fn readline<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let span = self.span(py)?;
+        let from = self.position().min(span.size);
+        let end = self.first_of(py, span, from..span.size, b"\n")?;
+        let to = end.map_or(span.size, |at| at + 1);
+        let span = self.span(py)?; // the lock may have been released
+        let len = to.min(span.size).saturating_sub(from);
+        let line = self.copy_out(py, span, from.min(span.size), len)?;
+        self.move_to(from + len);
+        Ok(line)
+    }
+
+    /// Writes at the position; returns how many bytes.
+    fn write(&self, py: Python<'_>, bytes: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let given = Given::of(bytes)?;
+        let from = given.bytes();
+        let span = self.span(py)?;
+        self.require_writable()?;
+        let at = self.position();
+        if at > span.size || span.rest(at) < from.len() {
+            return Err(PyValueError::new_err("data out of range"));
+        }
+        self.copy_in(py, span, at, from)?;
+        self.move_to(at + from.len());
+        Ok(from.len())
+    }
+
+    /// Writes one byte at the position.
+    fn write_byte(&self, py: Python<'_>, byte: &Bound<'_, PyAny>) -> PyResult<()> {
+        let byte = u8::try_from(byte.extract::<i64>()?)
+            .map_err(|_| PyOverflowError::new_err("an unsigned byte is an integer from 0 to 255"))?;
+        let span = self.span(py)?;
+        self.require_writable()?;
+        let at = self.position();
+        if at >= span.size {
+            return Err(PyValueError::new_err("write byte out of range"));
+        }
+        self.set_byte(span, at, byte)?;
+        self.move_to(at + 1);
+        Ok(())
+    }
+
+    /// Where some bytes are, from the position or `start` on; -1 where they are not.
+    #[pyo3(signature = (sub, start=None, end=None, /))]
+    fn find(
+        &self,
+        py: Python<'_>,
+        sub: &Bound<'_, PyAny>,
+        start: Option<isize>,
+        end: Option<isize>,
+    ) -> PyResult<isize> {
+        self.search(py, sub, (start, end), false)
+    }
+
+    /// As `find`, the last place.
+    #[pyo3(signature = (sub, start=None, end=None, /))]
+    fn rfind(
+        &self,
+        py: Python<'_>,
+        sub: &Bound<'_, PyAny>,
+        start: Option<isize>,
+        end: Option<isize>,
+    ) -> PyResult<isize> {
+        self.search(py, sub, (start, end), true)
+    }
+
+    /// Copies a part of it to another place in it.
+    #[pyo3(name = "move", signature = (dest, src, count, /))]
+    fn move_part(&self, py: Python<'_>, dest: isize, src: isize, count: isize) -> PyResult<()> {
+        let span = self.span(py)?;
+        self.require_writable()?;
+        let inside = |at: isize| {
+            let (at, count) = (usize::try_from(at).ok()?, usize::try_from(count).ok()?);
+            (at <= span.size && count <= span.size - at).then_some((at, count))
+        };
+        let (Some((to, count)), Some((from, _))) = (inside(dest), inside(src)) else {
+            return Err(PyValueError::new_err("source, destination, or count out of range"));
+        };
+        // SAFETY: within the span, which stays open.
+        self.copy_in(py, span, to, unsafe { slice(span, from, from + count) })
+    }
+
+    /// Sets the position, and returns it.
+    #[pyo3(signature = (pos, whence=0, /))]
+    fn seek(&self, py: Python<'_>, pos: isize, whence: i32) -> PyResult<usize> {
+        let span = self.span(py)?;
+        let from = match whence {
+            0 => 0,
+            1 => self.position(),
+            2 => span.size,
+            _ => return Err(PyValueError::new_err("unknown seek type")),
+        };
+        let to = from.checked_add_signed(pos).filter(|to| *to <= span.size);
+        let to = to.ok_or_else(|| PyValueError::new_err("seek out of range"))?;
+        self.move_to(to);
+        Ok(to)
+    }
+
+    /// The position.
+    fn tell(&self, py: Python<'_>) -> PyResult<usize> {
+        self.span(py)?;
+        Ok(self.position())
+    }
+
+    /// Whether there is a position: yes.
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    /// Writes back what is dirty and makes it durable (msync(2)).
+    #[pyo3(signature = (offset=0, size=-1, /, *, flags=libc::MS_SYNC))]
+    fn flush(&self, py: Python<'_>, offset: isize, size: isize, flags: i32) -> PyResult<()> {
+        let span = self.span(py)?;
+        let out = || PyValueError::new_err("flush values out of range");
+        let offset = usize::try_from(offset).ok().filter(|at| *at <= span.size).ok_or_else(out)?;
+        let rest = span.rest(offset);
+        let size = if size == -1 { rest } else { usize::try_from(size).map_err(|_| out())? };
+        if size > rest {
+            return Err(out());
+        }
+        if !self.writable || self.is_private() {
+            return Ok(()); // there is nothing that a file would get
+        }
+        if !span.at(offset).is_multiple_of(page_bytes()) && offset != 0 {
+            let page = page_bytes();
+            let (first, len) = (offset / page * page, size + offset % page);
+            return Err(PyOSError::new_err((
+                libc::EINVAL,
+                format!(
+                    "flush begins at a page of {page} bytes, and offset {offset} is none: flush({first}, {len}) \
+                     writes the pages that hold these bytes"
+                ),
+            )));
+        }
+        self.sync(py, span, offset, size, flags)
+    }
+
+    /// Gives advice to the pages from `start` on (madvise(2)).
+    #[pyo3(signature = (option, start=0, length=None, /))]
+    fn madvise(&self, py: Python<'_>, option: i32, start: isize, length: Option<isize>) -> PyResult<()> {
+        let span = self.span(py)?;
+        let Some(start) = usize::try_from(start).ok().filter(|at| *at < span.size) else {
+            return Err(PyValueError::new_err("madvise start out of bounds"));
+        };
+        let length = match length.map(usize::try_from) {
+            None => span.size,
+            Some(Ok(length)) => length,
+            Some(Err(_)) => return Err(PyValueError::new_err("madvise length invalid")),
+        };
+        if start + length > isize::MAX.cast_unsigned() {
+            return Err(PyOverflowError::new_err("madvise length too large"));
+        }
+        let range = memory::Range { start: span.at(start), len: length.min(span.rest(start)) };
+        // SAFETY: pages of the mapping, which stays while `released` counts; what the advice does is meant.
+        self.released(py, || unsafe { mmap::advise(range, option) })
+            .map_err(|errno| PyOSError::new_err((errno, quire_core::sys::errno_message(errno))))
+    }
+
+    /// Each byte, as bytes of length 1.
+    fn __iter__(slf: Bound<'_, Self>) -> Items {
+        Items::forwards(slf.unbind())
+    }
+
+    /// As `iter`, from the end.
+    fn __reversed__(slf: Bound<'_, Self>, py: Python<'_>) -> PyResult<Items> {
+        let size = slf.get().span(py)?.size;
+        Ok(Items::backwards(slf.unbind(), size))
+    }
+
+    /// Whether one of the bytes, as bytes of length 1, is equal to an object.
+    fn __contains__(slf: Bound<'_, Self>, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Items::contain(slf, object)
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a valid view to fill.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        // SAFETY: the interpreter's (contract); the object is this one's.
+        let exported = unsafe { slf.get().export(slf.py(), slf.as_ptr(), view, flags) };
+        if exported.is_err() {
+            // SAFETY: the interpreter passes a view; its owner is null where the export fails.
+            unsafe { (*view).obj = std::ptr::null_mut() };
+        }
+        exported
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a view that `__getbuffer__` filled.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl MappedFileBase {
+    fn is_private(&self) -> bool {
+        self.mapping.get().map_flags() & libc::MAP_TYPE == libc::MAP_PRIVATE
+    }
+
+    fn sync(&self, py: Python<'_>, span: Span, offset: usize, size: usize, flags: i32) -> PyResult<()> {
+        let slack = span.at(offset) % page_bytes();
+        let range = memory::Range { start: span.at(offset) - slack, len: size + slack };
+        self.released(py, || mmap::sync(range, flags)).map_err(|errno| {
+            let mapping = self.mapping.get();
+            let error = StoreError {
+                code: FaultCode::WriteBack,
+                offset: ByteOffset(mapping.offset() + offset as u64),
+                errno: Some(errno),
+                message: format!(
+                    "{size} bytes could not all be written back: {}; flush again when it is mended",
+                    quire_core::sys::errno_message(errno)
+                ),
+                part: None,
+            };
+            errors::from_store(py, mapping.label(), &error)
+        })
+    }
+}

@@ -1,0 +1,2 @@
+"""x."""
+patch = None
