@@ -10,9 +10,9 @@ Error
 ├── ClosedError            (also ValueError) the mapping or store is closed
 ├── RingFullError          (also BufferError) a ring buffer has no room for so many bytes
 ├── ProtectionError        a write reached a page that may only be read
-├── SyncError              dirty pages could not be written back, and are dirty still
+├── SyncError              (also OSError) dirty pages could not be written back, and are dirty still
 ├── SwapFullError          the swap space is used up
-└── PageIOError            a page could not be had
+└── PageIOError            (also OSError) a page could not be had
     ├── TruncatedError     the source is shorter than it was at open
     ├── ChangedError       the source is another one than at open
     ├── CorruptError       the container does not decode
@@ -154,7 +154,7 @@ class DeliveredError(Error):
         super().__init__(message, source=source, offset=offset, page=page, errno=errno)
 
 
-class PageIOError(DeliveredError):
+class PageIOError(DeliveredError, OSError):
     """A page could not be had after all retries; the mapping is failed from then on."""
 
 
@@ -190,7 +190,7 @@ class ProtectionError(DeliveredError):
     """A write reached a page that may only be read."""
 
 
-class SyncError(DeliveredError):
+class SyncError(DeliveredError, OSError):
     """Dirty pages could not be written back, or made durable; they are dirty still.
 
     Nothing is lost: the array holds what was written to it. Free space or mend the disk and call

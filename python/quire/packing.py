@@ -182,6 +182,8 @@ def _blocks(reader: Reader, block_bytes: int, label: str) -> Iterator[bytes]:
         while missing:
             try:
                 piece = reader.read(missing)
+            except Error:
+                raise
             except OSError as error:
                 raise _unreadable(error, label) from error
             if not piece:
@@ -235,6 +237,8 @@ def _decompressed(reader: Reader, label: str) -> Reader:
             if not piece:
                 break
             head += piece
+    except Error:
+        raise
     except OSError as error:
         raise _unreadable(error, label) from error
     resumed = _Resumed(head, reader)
@@ -308,6 +312,8 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
                 temporary.unlink()
             raise
         _sync_folder(target.parent)
+    except Error:  # of what is packed, not of where it goes
+        raise
     except OSError as error:
         raise Error(
             f"cannot write the destination ({error.strerror}): check the folder, its permissions "

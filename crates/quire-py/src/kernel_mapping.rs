@@ -376,11 +376,15 @@ impl KernelMappingBase {
 
     /// Changes how many bytes are mapped; BufferError where that would take addresses from a view.
     fn change_size(slf: PyRef<'_, Self>, py: Python<'_>, size: u64) -> PyResult<()> {
-        let views = slf.as_super().has_views();
-        let kernel = Arc::clone(&slf.kernel);
-        // With the interpreter lock held: no view comes meanwhile.
-        let done = kernel.mapping.resize(size, views).map_err(|error| slf.failed(py, &error))?;
-        if done { Ok(()) } else { Err(PyBufferError::new_err(if views { VIEWED } else { NO_ROOM })) }
+        let base = slf.as_super();
+        let kernel = &slf.kernel;
+        let changed = base.change(py, |views| kernel.mapping.resize(size, views).map(|done| (done, views)));
+        match changed.transpose().map_err(|error| slf.failed(py, &error))? {
+            Some((true, _)) => Ok(()),
+            Some((false, true)) => Err(PyBufferError::new_err(VIEWED)),
+            Some((false, false)) => Err(PyBufferError::new_err(NO_ROOM)),
+            None => Err(PyBufferError::new_err(CHANGING)),
+        }
     }
 
     /// Unmaps a part; its addresses stay held.
@@ -402,6 +406,7 @@ impl KernelMappingBase {
 
 const VIEWED: &str = "cannot resize: views of the mapping are alive and it cannot stay where it is; delete them \
     first, or map with reserve=, which keeps room to grow in place";
+const CHANGING: &str = "another thread is resizing the mapping: ask again when it has";
 const NO_ROOM: &str = "cannot resize: the addresses held with reserve= are used up; map again with more";
 
 impl KernelMappingBase {

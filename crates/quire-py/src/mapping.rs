@@ -46,6 +46,8 @@ pub struct MappingBase {
     unmapped: AtomicBool,
     /// The last view to go unmaps.
     leaving: AtomicBool,
+    /// Its addresses are being changed, without the interpreter lock: no view comes meanwhile.
+    changing: AtomicBool,
     /// Its arrays are watched for system calls (`exports`).
     watched: AtomicBool,
 }
@@ -316,6 +318,9 @@ impl MappingBase {
         if slf.closed() {
             return refuse("the mapping is closed");
         }
+        if slf.changing.load(Ordering::Acquire) {
+            return refuse("another thread is resizing the mapping: ask again when it has");
+        }
         if !slf.has_pointer() {
             return refuse("pmap \"soft\" gives no pointer: use read, readinto and write");
         }
@@ -360,6 +365,7 @@ impl MappingBase {
             pins: AtomicUsize::new(0),
             unmapped: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            changing: AtomicBool::new(false),
             watched: AtomicBool::new(false),
         }
     }
@@ -367,6 +373,18 @@ impl MappingBase {
     /// Whether anything refers to the addresses.
     pub fn has_views(&self) -> bool {
         self.exports.load(Ordering::Acquire) > 0
+    }
+
+    /// Changes where it lies, without the interpreter lock; told whether there are views, of which none comes
+    /// meanwhile. `None` when another thread is at it.
+    pub fn change<T: Send>(&self, py: Python<'_>, change: impl FnOnce(bool) -> T + Send) -> Option<T> {
+        let views = self.has_views();
+        if self.changing.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let changed = py.detach(|| change(views));
+        self.changing.store(false, Ordering::Release);
+        Some(changed)
     }
 
     /// `len`, if so many bytes from `offset` on lie in the mapping.

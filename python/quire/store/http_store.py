@@ -149,12 +149,12 @@ class HttpStore(Store):
             self._origin = Target.parse(url)
             self._route = self._route_to(self._origin)
             self._insist(self._probe)
-        except (OSError, ValueError) as error:
-            self.close()
-            self._refuse(error)
         except Error:
             self.close()
             raise
+        except (OSError, ValueError) as error:
+            self.close()
+            self._refuse(error)
 
     @property
     def size(self) -> int:
@@ -195,6 +195,8 @@ class HttpStore(Store):
                 source=self._label,
                 offset=offset,
             ) from error
+        except Error:  # what `_read` found wrong is said already
+            raise
         except OSError as error:
             number = error.errno if (error.errno or 0) > 0 else None
             raise PageIOError(
@@ -215,6 +217,8 @@ class HttpStore(Store):
         while True:
             try:
                 return attempt()
+            except Error:
+                raise
             except OSError as error:
                 wait = next(waits, None) if _may_pass(error) else None
                 if wait is None or self._closed.wait(self._patience(error, wait)):
