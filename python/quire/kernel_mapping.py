@@ -233,6 +233,14 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         self._call(lambda: self.change_size(size_bytes), more)
         self._live_array = None
 
+    def drop_descriptor(self) -> None:
+        """Closes the descriptor of the source that the mapping keeps for itself.
+
+        When the source must be asked later why a page cannot be had, it is opened again by the
+        path that it has now, if the same file is still there; `resize` cannot make it longer.
+        """
+        self.close_descriptor()
+
     def split(self, at: int) -> KernelMapping:
         """Keeps the bytes before ``at``; the rest is the mapping that is returned.
 

@@ -427,6 +427,17 @@ impl KernelMapping {
         self.change(|region| region.protect(offset, len, prot))
     }
 
+    /// Closes its descriptor of the source.
+    ///
+    /// # Errors
+    /// `Invalid` when it is unmapped.
+    pub fn drop_descriptor(&self) -> Result<(), MapError> {
+        self.change(|region| {
+            region.backing = region.backing.as_ref().map(|backing| Arc::new(backing.unopened()));
+            Ok(())
+        })
+    }
+
     /// See [`Region::resize`].
     ///
     /// # Errors

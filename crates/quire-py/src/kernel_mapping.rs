@@ -289,6 +289,11 @@ impl KernelMappingBase {
         kept.flatten().unwrap_or(-1)
     }
 
+    /// Closes that descriptor.
+    fn close_descriptor(&self, py: Python<'_>) -> PyResult<()> {
+        self.kernel.mapping.drop_descriptor().map_err(|error| self.failed(py, &error))
+    }
+
     /// PROT_ bits of all of it.
     #[getter]
     fn prot(&self) -> i32 {

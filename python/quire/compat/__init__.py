@@ -1,4 +1,4 @@
-"""Drop-ins for `mmap`, `numpy.memmap` and `multiprocessing.shared_memory`, made of quire's mappings.
+"""Drop-ins for `mmap`, `numpy.memmap` and `multiprocessing.shared_memory`, on quire's mappings.
 
 ```python
 from quire.compat import mmap  # instead of: import mmap

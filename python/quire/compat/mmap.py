@@ -85,6 +85,9 @@ OF_ACCESS = {
     ACCESS_COPY: (MAP_PRIVATE, PROT_READ | PROT_WRITE),
 }
 LETTERS = {bits: letters for letters, bits in PROTECTIONS.items()}
+ADDRESSES = 1 << 56
+SSIZE_BITS = sys.maxsize.bit_length()
+TOO_LARGE = "Python int too large to convert to C ssize_t"
 C_INT_MAX = (1 << 31) - 1
 
 
@@ -140,11 +143,13 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         length = _length(fileno, length, offset)
         if fileno == -1:
             flags |= MAP_ANONYMOUS
-        mapping = _map(fileno, length, flags, prot, offset, trackfd)
+        mapping = _map(fileno, length, flags, prot, offset)
         self = super().__new__(cls, mapping)
         self._access, self._offset = access, offset
         self._tracks = trackfd
-        self._descriptor = mapping.descriptor if trackfd else -1
+        if not trackfd:
+            mapping.drop_descriptor()
+        self._descriptor = mapping.descriptor
         return self
 
     def size(self) -> int:
@@ -167,6 +172,8 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         """
         size = operator.index(newsize)
         self.tell()
+        if size.bit_length() > SSIZE_BITS:
+            raise OverflowError(TOO_LARGE)
         if not self._tracks:
             raise ValueError("mmap can't resize with trackfd=False.")
         if self._access not in (ACCESS_WRITE, ACCESS_DEFAULT):
@@ -201,7 +208,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         if len(shown.encode()) > 79:
             raise ValueError("name is too long")
         try:
-            self.mapping.set_name(shown)
+            self.mapping.name(shown)
         except quire.Error as refused:
             _raise_as_system(refused)
 
@@ -245,8 +252,8 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
 def _check_numbers(ints: tuple[int, ...], sizes: tuple[int, int]) -> None:
     if not all(-C_INT_MAX - 1 <= number <= C_INT_MAX for number in ints):
         raise OverflowError("Python int too large to convert to C int")
-    if not all(-sys.maxsize - 1 <= number <= sys.maxsize for number in sizes):
-        raise OverflowError("Python int too large to convert to C ssize_t")
+    if any(number.bit_length() > SSIZE_BITS for number in sizes):
+        raise OverflowError(TOO_LARGE)
     if sizes[0] < 0:
         raise OverflowError("memory mapped length must be positive")
     if sizes[1] < 0:
@@ -292,15 +299,15 @@ def _length(fileno: int, length: int, offset: int) -> int:
     return length
 
 
-def _map(
-    fileno: int, length: int, flags: int, prot: int, offset: int, trackfd: bool
-) -> quire.KernelMapping:
+def _map(fileno: int, length: int, flags: int, prot: int, offset: int) -> quire.KernelMapping:
     anonymous = bool(flags & MAP_ANONYMOUS)
+    if length >= ADDRESSES:
+        _refuse(errno.ENOMEM, f"no address space has {length} bytes")
     if flags & MAP_TYPE not in (1, 2, 3) or prot not in LETTERS or flags & MAP_FIXED:
         _refuse(errno.EINVAL, f"there is no mapping of flags {flags:#x} and prot {prot:#x}")
     try:
         return quire.map(
-            None if anonymous else fileno,
+            None if anonymous else _Named(fileno),
             length,
             flags=flags & ~(NOTHING_DONE | MAP_ANONYMOUS),
             protection=LETTERS[prot],
@@ -308,6 +315,17 @@ def _map(
         )
     except quire.Error as refused:
         _raise_as_system(refused)
+
+
+class _Named:
+    """A descriptor, with the path of its file for errors."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.name = os.readlink(f"/proc/self/fd/{descriptor}")
+
+    def fileno(self) -> int:
+        return self._descriptor
 
 
 def _refuse(number: int, message: str) -> NoReturn:

@@ -110,6 +110,13 @@ impl Backing {
         self.file.as_ref().map(File::as_raw_fd)
     }
 
+    /// The same without a descriptor: it is opened by the path that it has now, whenever it must be asked.
+    pub fn unopened(&self) -> Backing {
+        let own = || std::fs::read_link(format!("/proc/self/fd/{}", self.descriptor()?)).ok();
+        let path = self.path.clone().or_else(own);
+        Backing { file: None, path, ..*self }
+    }
+
     /// Does something with the file, opened again where it was not kept and is still the same one.
     ///
     /// # Errors

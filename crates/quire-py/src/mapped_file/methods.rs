@@ -91,6 +91,19 @@ impl MappedFileBase {
         })
     }
 
+    /// Raises for bytes that cannot be had, before they are copied anywhere: what stands in their place is not to
+    /// get into a file. They may be of any mapping.
+    pub(super) fn require_whole(&self, py: Python<'_>, bytes: &[u8], offset: usize) -> PyResult<()> {
+        let Some(last) = bytes.len().checked_sub(1) else { return Ok(()) };
+        let start = bytes.as_ptr() as usize;
+        self.touch(py, bytes.len(), offset, || {
+            for at in (0..last).step_by(page_bytes()).chain([last]) {
+                // SAFETY: a byte of the slice.
+                unsafe { std::ptr::read_volatile((start + at) as *const u8) };
+            }
+        })
+    }
+
     fn search(
         &self,
         py: Python<'_>,
@@ -204,6 +217,7 @@ impl MappedFileBase {
     }
 
     /// Changes how many bytes there are, as the mapping's own `resize`; BufferError while views are alive.
+    #[pyo3(signature = (size, /))]
     fn resize(&self, py: Python<'_>, size: usize) -> PyResult<()> {
         self.span(py)?;
         self.begin_change(py, "mmap can't resize with extant pointers exported.")?;
@@ -264,8 +278,9 @@ impl MappedFileBase {
     }
 
     /// Writes at the position; returns how many bytes.
-    fn write(&self, py: Python<'_>, bytes: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let given = Given::of(bytes)?;
+    #[pyo3(signature = (data, /))]
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let given = Given::of(data)?;
         let from = given.bytes();
         let span = self.span(py)?;
         self.require_writable()?;
@@ -273,12 +288,14 @@ impl MappedFileBase {
         if at > span.size || span.rest(at) < from.len() {
             return Err(PyValueError::new_err("data out of range"));
         }
+        given.require_whole(self, py)?;
         self.copy_in(py, span, at, from)?;
         self.move_to(at + from.len());
         Ok(from.len())
     }
 
     /// Writes one byte at the position.
+    #[pyo3(signature = (byte, /))]
     fn write_byte(&self, py: Python<'_>, byte: &Bound<'_, PyAny>) -> PyResult<()> {
         let byte = u8::try_from(byte.extract::<i64>()?)
             .map_err(|_| PyOverflowError::new_err("an unsigned byte is an integer from 0 to 255"))?;
@@ -330,7 +347,9 @@ impl MappedFileBase {
             return Err(PyValueError::new_err("source, destination, or count out of range"));
         };
         // SAFETY: within the span, which stays open.
-        self.copy_in(py, span, to, unsafe { slice(span, from, from + count) })
+        let bytes = unsafe { slice(span, from, from + count) };
+        self.require_whole(py, bytes, from)?;
+        self.copy_in(py, span, to, bytes)
     }
 
     /// Sets the position, and returns it.
@@ -361,7 +380,10 @@ impl MappedFileBase {
     }
 
     /// Writes back what is dirty and makes it durable (msync(2)).
-    #[pyo3(signature = (offset=0, size=-1, /, *, flags=libc::MS_SYNC))]
+    #[pyo3(
+        signature = (offset=0, size=-1, /, *, flags=libc::MS_SYNC),
+        text_signature = "($self, offset=0, size=-1, /, *, flags=4)"
+    )]
     fn flush(&self, py: Python<'_>, offset: isize, size: isize, flags: i32) -> PyResult<()> {
         let span = self.span(py)?;
         let out = || PyValueError::new_err("flush values out of range");

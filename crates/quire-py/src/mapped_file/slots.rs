@@ -148,6 +148,7 @@ impl MappedFileBase {
         if from.len() != len {
             return Err(PyIndexError::new_err("mmap slice assignment is wrong size"));
         }
+        given.require_whole(self, py)?;
         if step == 1 || len == 0 {
             return self.copy_in(py, span, start.cast_unsigned(), from);
         }

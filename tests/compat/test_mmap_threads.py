@@ -1,0 +1,192 @@
+"""Long calls release the interpreter lock, and what closes or moves memory waits for them.
+
+The switch interval is made endless, so that another thread runs only when a call gives the lock up by
+itself: over the standard module these tests would hang.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import quire
+from quire.compat import mmap
+
+SIZE = 4 << 20
+NEVER = 1000.0
+
+CALLS: dict[str, Callable[[mmap.mmap], object]] = {
+    "find": lambda m: m.find(b"no", 0),
+    "rfind": lambda m: m.rfind(b"no", 0),
+    "in": lambda m: b"n" in m,
+    "readline": lambda m: (m.seek(0), m.readline()),
+    "read": lambda m: (m.seek(0), m.read()),
+    "a slice": lambda m: m[:],
+    "a slice with a step": lambda m: m[::2],
+    "write": lambda m: (m.seek(0), m.write(bytes(SIZE))),
+    "setting a slice": lambda m: m.__setitem__(slice(None), bytes(SIZE)),
+    "move": lambda m: m.move(0, 1, SIZE - 1),
+    "flush": lambda m: m.flush(),
+    "madvise": lambda m: m.madvise(mmap.MADV_WILLNEED),
+    "resize": lambda m: (m.resize(SIZE + 1), m.resize(SIZE)),
+}
+
+
+@pytest.fixture
+def m(tmp_path: Path) -> Iterator[mmap.mmap]:
+    path = tmp_path / "file.bin"
+    path.write_bytes(bytes(SIZE))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        yield mapped
+
+
+@pytest.fixture
+def _no_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(NEVER)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_no_switches")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_another_thread_runs_meanwhile(m: mmap.mmap, call: Callable[[mmap.mmap], object]) -> None:
+    ran: list[bool] = []
+    other = threading.Thread(target=lambda: ran.append(True))
+    other.start()
+    other.join()
+    ran.clear()
+    begin = threading.Lock()
+    begin.acquire()
+
+    def work() -> None:
+        with begin:
+            ran.append(True)
+
+    other = threading.Thread(target=work)
+    other.start()
+    begin.release()
+    while not ran:
+        call(m)
+    other.join()
+
+
+def test_close_waits_for_who_reads(m: mmap.mmap) -> None:
+    """Every read gives all of the bytes, or says that it is closed: never freed memory."""
+    expected = bytes(SIZE)
+    wrong: list[object] = []
+    started = threading.Barrier(4)
+
+    def read() -> None:
+        started.wait()
+        try:
+            while True:
+                if m[:] != expected or m.find(b"x", 0) != -1:
+                    wrong.append("other bytes")
+        except ValueError as error:
+            if "closed" not in str(error):
+                wrong.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    started.wait()
+    m.find(b"x", 0)
+    m.close()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+
+
+def test_resize_waits_for_who_reads_and_they_for_it(m: mmap.mmap) -> None:
+    wrong: list[object] = []
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            while not ended.is_set():
+                found = m[: SIZE // 2]
+                if found.count(0) != SIZE // 2 or m[5] != 0 or m.find(b"x", 0) != -1:
+                    wrong.append("other bytes")
+        except BaseException as error:
+            wrong.append(error)
+            raise
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for size in (2 * SIZE, SIZE, 3 * SIZE, SIZE // 2, SIZE) * 5:
+        m.resize(size)
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+
+
+def test_a_view_is_refused_or_whole_while_others_resize(m: mmap.mmap) -> None:
+    ended = threading.Event()
+    wrong: list[object] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            with memoryview(m) as view:
+                if view[100] != 0 or len(view) not in (SIZE, 2 * SIZE):
+                    wrong.append(len(view))
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for number in range(40):
+        try:
+            m.resize(SIZE << (number % 2))
+        except BufferError as error:
+            assert "exported" in str(error)
+    ended.set()
+    looker.join()
+    assert wrong == []
+
+
+def test_a_forked_child_does_not_wait_for_threads_of_its_parent() -> None:
+    """The child has none of the threads that are at work on it in the parent when it forks."""
+    m = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE)
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            m.find(b"x", 0)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    codes = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                m.resize(SIZE // 2)
+                m.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    ended.set()
+    reader.join()
+    assert codes == [0] * 20
+
+
+def test_mapping_itself_is_resized_without_the_lock(_no_switches: None) -> None:
+    ran: list[bool] = []
+    with quire.map(size=SIZE, sharing="private", reserve=4 * SIZE) as mapping:
+        other = threading.Thread(target=lambda: ran.append(True))
+        other.start()
+        ran.clear()
+        other.join()
+        other = threading.Thread(target=lambda: ran.append(True))
+        other.start()
+        while not ran:
+            mapping.resize(2 * SIZE)
+            mapping.resize(SIZE)
+        other.join()

@@ -1,0 +1,250 @@
+"""`quire.compat.patch` and `python -m quire.compat`: unchanged programs with the drop-ins in place."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quire.compat.memmap
+import quire.compat.mmap
+import quire.compat.shared_memory
+from quire.compat import patch
+
+ORIGINALS = {
+    "mmap": mmap.mmap,
+    "memmap": np.memmap,
+    "load": np.load,
+    "open_memmap": np.lib.format.open_memmap,
+    "SharedMemory": shared_memory.SharedMemory,
+    "ShareableList": shared_memory.ShareableList,
+}
+REPLACEMENTS = {
+    "mmap": quire.compat.mmap.mmap,
+    "memmap": quire.compat.memmap.memmap,
+    "load": quire.compat.memmap.load,
+    "open_memmap": quire.compat.memmap.open_memmap,
+    "SharedMemory": quire.compat.shared_memory.SharedMemory,
+    "ShareableList": quire.compat.shared_memory.ShareableList,
+}
+
+PROGRAM = """
+import sys
+import multiprocessing
+import numpy as np
+from mmap import mmap, ACCESS_READ
+from multiprocessing import shared_memory
+
+
+def child(queue):
+    queue.put((mmap.__module__, np.memmap.__module__, shared_memory.SharedMemory.__module__))
+
+
+if __name__ == "__main__":
+    with open(__file__, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as m:
+        assert m.find(b"import sys") == 1
+    x = np.lib.format.open_memmap("x.npy", "w+", "f8", (3,))
+    x[:] = 1, 2, 3
+    x.flush()
+    loaded = np.load("x.npy", mmap_mode="r")
+    print(type(m).__module__, type(loaded).__module__, loaded.sum(), sys.argv, __name__)
+    for how in sys.argv[1:]:
+        context = multiprocessing.get_context(how)
+        queue = context.SimpleQueue()
+        process = context.Process(target=child, args=(queue,))
+        process.start()
+        print(how, *queue.get())
+        process.join()
+    sys.exit(5)
+"""
+
+
+def current() -> dict[str, object]:
+    """What the public names are bound to."""
+    return {
+        "mmap": mmap.mmap,
+        "memmap": np.memmap,
+        "load": np.load,
+        "open_memmap": np.lib.format.open_memmap,
+        "SharedMemory": shared_memory.SharedMemory,
+        "ShareableList": shared_memory.ShareableList,
+    }
+
+
+@pytest.fixture
+def other() -> Iterator[types.ModuleType]:
+    """A loaded module that has imported the names."""
+    made = types.ModuleType("a_program_of_mine")
+    exec(
+        "from mmap import mmap, ACCESS_READ\nfrom numpy import load as read\nimport numpy\n"
+        "held = [mmap]",
+        made.__dict__,
+    )
+    sys.modules[made.__name__] = made
+    yield made
+    del sys.modules[made.__name__]
+
+
+def test_names_are_replaced_and_put_back(other: types.ModuleType) -> None:
+    assert current() == ORIGINALS
+    with patch():
+        assert current() == REPLACEMENTS
+        assert other.mmap is quire.compat.mmap.mmap
+        assert other.read is quire.compat.memmap.load
+        assert other.held == [ORIGINALS["mmap"]]
+        assert other.ACCESS_READ == 1
+    assert current() == ORIGINALS
+    assert (other.mmap, other.read) == (ORIGINALS["mmap"], ORIGINALS["load"])
+
+
+def test_replacements_of_quire_itself_stay() -> None:
+    with patch():
+        pass
+    assert quire.compat.mmap.mmap is REPLACEMENTS["mmap"]
+    assert quire.compat.memmap.load is REPLACEMENTS["load"]
+
+
+def test_nested_and_after_an_exception() -> None:
+    with pytest.raises(ZeroDivisionError), patch():
+        with patch():
+            assert current() == REPLACEMENTS
+        assert current() == REPLACEMENTS
+        raise ZeroDivisionError
+    assert current() == ORIGINALS
+
+
+def test_blocks_of_two_threads_overlap() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with patch():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with patch():
+        thread.start()
+        inside.wait()
+    assert current() == REPLACEMENTS
+    leave.set()
+    thread.join()
+    assert current() == ORIGINALS
+
+
+def test_what_the_program_binds_meanwhile_stays(other: types.ModuleType) -> None:
+    with patch():
+        other.mmap = "my own"
+        del other.read
+    assert other.mmap == "my own"
+    assert not hasattr(other, "read")
+
+
+def test_a_failure_to_patch_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(quire.compat.shared_memory, "ShareableList")
+    with pytest.raises(AttributeError, match="ShareableList"), patch():
+        pass
+    monkeypatch.undo()
+    assert current() == ORIGINALS
+    with patch():
+        assert current() == REPLACEMENTS
+    assert current() == ORIGINALS
+
+
+@patch()
+def decorated() -> dict[str, object]:
+    return current()
+
+
+def test_as_a_decorator() -> None:
+    assert decorated() == REPLACEMENTS
+    assert current() == ORIGINALS
+
+
+def test_what_is_made_inside_goes_on(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(5))
+    with patch():
+        m = mmap.mmap(-1, 5)
+        x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    m[0] = 9
+    assert m[0] == 9
+    assert x.sum() == 10
+
+
+def test_the_standard_library_uses_it() -> None:
+    """`multiprocessing.Array` lies in memory that `mmap` has mapped."""
+    code = (
+        "from quire.compat import patch\n"
+        "with patch():\n"
+        "    import multiprocessing.heap\n"
+        "    values = multiprocessing.Array('d', 1000)\n"
+        "    values[:] = range(1000)\n"
+        "    arena = multiprocessing.heap.BufferWrapper._heap._arenas[0]\n"
+        "    assert type(arena.buffer).__module__ == 'quire.compat.mmap', arena.buffer\n"
+        "    assert sum(values) == 499500\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], timeout=100)
+    assert done.returncode == 0
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "quire.compat", *arguments]
+    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=100)
+
+
+CHILDREN = "quire.compat.mmap quire.compat.memmap quire.compat.shared_memory"
+
+
+def test_a_script_runs_patched_with_its_children(program: Path) -> None:
+    ways = ["fork", "spawn", "forkserver"]
+    done = run(program.parent, "program.py", *ways)
+    assert done.returncode == 5, done.stderr
+    first, *rest = done.stdout.splitlines()
+    said = f"quire.compat.mmap quire.compat.memmap 6.0 ['program.py', {str(ways)[1:]} __main__"
+    assert first == said
+    assert rest == [f"{how} {CHILDREN}" for how in ways]
+
+
+def test_a_module_runs_patched(program: Path) -> None:
+    done = run(program.parent, "-m", "program", "spawn")
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.splitlines()[1] == f"spawn {CHILDREN}"
+
+
+def test_an_exception_of_the_program_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import mmap\n1 / 0\n")
+    done = run(tmp_path, "fails.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert 'fails.py", line 2' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), "usage: "), (("-x",), "usage: "), (("-m",), "usage: "), (("absent.py",), "no file 'absent")],
+)
+def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m quire.compat")
