@@ -39,6 +39,7 @@ TOPICS = (
     "writes",
     "swap",
     "shared",
+    "compat_mmap",
     "exports",
     "import_time",
     "model",

@@ -1,4 +1,4 @@
-"""Touches of a file that was truncated: an error at once, where the process would end with SIGBUS."""
+"""Touches of a file that was truncated: an error at once, where a process would end with SIGBUS."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ done = unittest.TextTestRunner(sys.stderr, resultclass=Outcomes, verbosity=0).ru
 print(json.dumps(done.found))
 """
 NEEDED = (
-    "this interpreter has no test.test_mmap, which this test runs over quire.compat.mmap: Debian and "
+    "this interpreter has no test.test_mmap, which is run over quire.compat.mmap: Debian and "
     "Ubuntu have it in the package libpython3-testsuite (apt-get install libpython3-testsuite), "
     "Fedora in python3-test"
 )

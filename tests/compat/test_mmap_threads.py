@@ -1,11 +1,12 @@
 """Long calls release the interpreter lock, and what closes or moves memory waits for them.
 
-The switch interval is made endless, so that another thread runs only when a call gives the lock up by
-itself: over the standard module these tests would hang.
+The switch interval is made endless, so that another thread runs only when a call gives the lock up
+by itself: over the standard module these tests would hang.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -141,10 +142,8 @@ def test_a_view_is_refused_or_whole_while_others_resize(m: mmap.mmap) -> None:
     looker = threading.Thread(target=look)
     looker.start()
     for number in range(40):
-        try:
+        with contextlib.suppress(BufferError):  # a view was there
             m.resize(SIZE << (number % 2))
-        except BufferError as error:
-            assert "exported" in str(error)
     ended.set()
     looker.join()
     assert wrong == []
@@ -177,7 +176,8 @@ def test_a_forked_child_does_not_wait_for_threads_of_its_parent() -> None:
     assert codes == [0] * 20
 
 
-def test_mapping_itself_is_resized_without_the_lock(_no_switches: None) -> None:
+@pytest.mark.usefixtures("_no_switches")
+def test_mapping_itself_is_resized_without_the_lock() -> None:
     ran: list[bool] = []
     with quire.map(size=SIZE, sharing="private", reserve=4 * SIZE) as mapping:
         other = threading.Thread(target=lambda: ran.append(True))

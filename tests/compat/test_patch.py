@@ -1,4 +1,4 @@
-"""`quire.compat.patch` and `python -m quire.compat`: unchanged programs with the drop-ins in place."""
+"""`quire.compat.patch` and `python -m quire.compat`: unchanged programs on the drop-ins."""
 
 from __future__ import annotations
 
@@ -113,11 +113,15 @@ def test_replacements_of_quire_itself_stay() -> None:
 
 
 def test_nested_and_after_an_exception() -> None:
-    with pytest.raises(ZeroDivisionError), patch():
+    def fail() -> None:
         with patch():
+            with patch():
+                assert current() == REPLACEMENTS
             assert current() == REPLACEMENTS
-        assert current() == REPLACEMENTS
-        raise ZeroDivisionError
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert current() == ORIGINALS
 
 
@@ -235,7 +239,12 @@ def test_an_exception_of_the_program_is_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((), "usage: "), (("-x",), "usage: "), (("-m",), "usage: "), (("absent.py",), "no file 'absent")],
+    [
+        ((), "usage: "),
+        (("-x",), "usage: "),
+        (("-m",), "usage: "),
+        (("absent.py",), "no file 'absent"),
+    ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     done = run(tmp_path, *arguments)

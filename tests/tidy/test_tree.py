@@ -21,12 +21,12 @@ FUNCTION_LINES_MAX = 70
 
 # From the top; a module may import those of its own row and of the rows below it.
 LAYERS = (
-    ("tools", "testing"),
+    ("tools", "testing", "compat"),
     ("_concatenate", "ring"),
     ("arena",),
     ("_api", "_map", "_shared", "packing"),
     ("creation", "shared_mapping", "opened_file"),
-    ("kernel_mapping", "shared_names"),
+    ("kernel_mapping", "shared_names", "mapped_file"),
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout", "limits"),

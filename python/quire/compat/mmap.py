@@ -18,11 +18,10 @@ import operator
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import quire
 from quire import MappedFile
-from quire.map_flags import MAP_TYPE, PROTECTIONS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,6 +74,7 @@ MS_SYNC = 4
 PAGESIZE = ALLOCATIONGRANULARITY = os.sysconf("SC_PAGE_SIZE")
 error = OSError
 
+MAP_TYPE = 0x0F
 MAP_FIXED = 0x10
 NOTHING_DONE = MAP_DENYWRITE | MAP_EXECUTABLE | MAP_NONBLOCK
 """Flags that Linux accepts and ignores, and `quire.map` refuses."""
@@ -84,7 +84,8 @@ OF_ACCESS = {
     ACCESS_WRITE: (MAP_SHARED, PROT_READ | PROT_WRITE),
     ACCESS_COPY: (MAP_PRIVATE, PROT_READ | PROT_WRITE),
 }
-LETTERS = {bits: letters for letters, bits in PROTECTIONS.items()}
+LETTERS = ("none", "r", "w", "rw", "x", "rx", "wx", "rwx")
+"""What `quire.map` calls the PROT_ bits."""
 ADDRESSES = 1 << 56
 SSIZE_BITS = sys.maxsize.bit_length()
 TOO_LARGE = "Python int too large to convert to C ssize_t"
@@ -174,6 +175,8 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         self.tell()
         if size.bit_length() > SSIZE_BITS:
             raise OverflowError(TOO_LARGE)
+        if self.exports:
+            raise BufferError("mmap can't resize with extant pointers exported.")
         if not self._tracks:
             raise ValueError("mmap can't resize with trackfd=False.")
         if self._access not in (ACCESS_WRITE, ACCESS_DEFAULT):
@@ -208,7 +211,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         if len(shown.encode()) > 79:
             raise ValueError("name is too long")
         try:
-            self.mapping.name(shown)
+            cast("quire.KernelMapping", self.mapping).name(shown)
         except quire.Error as refused:
             _raise_as_system(refused)
 
@@ -303,7 +306,7 @@ def _map(fileno: int, length: int, flags: int, prot: int, offset: int) -> quire.
     anonymous = bool(flags & MAP_ANONYMOUS)
     if length >= ADDRESSES:
         _refuse(errno.ENOMEM, f"no address space has {length} bytes")
-    if flags & MAP_TYPE not in (1, 2, 3) or prot not in LETTERS or flags & MAP_FIXED:
+    if flags & MAP_TYPE not in (1, 2, 3) or prot not in range(len(LETTERS)) or flags & MAP_FIXED:
         _refuse(errno.EINVAL, f"there is no mapping of flags {flags:#x} and prot {prot:#x}")
     try:
         return quire.map(
@@ -322,7 +325,7 @@ class _Named:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.name = os.readlink(f"/proc/self/fd/{descriptor}")
+        self.name = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 (no path to make)
 
     def fileno(self) -> int:
         return self._descriptor

@@ -2,11 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memchr::memchr;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 
-use super::MappedFileBase;
+use super::{MappedFileBase, search};
 
 /// Iterates over bytes of length 1, as the standard library's `mmap` does; a size that changes meanwhile counts.
 #[pyclass(frozen, module = "quire._core")]
@@ -76,7 +75,8 @@ impl MappedFileBase {
         let span = self.span(py)?;
         self.touch(py, span.size, 0, || {
             // SAFETY: all of the span, which stays open (`touch`).
-            memchr(byte, unsafe { std::slice::from_raw_parts(span.at(0) as *const u8, span.size) }).is_some()
+            let bytes = unsafe { std::slice::from_raw_parts(span.at(0) as *const u8, span.size) };
+            search::first(bytes, &[byte]).is_some()
         })
     }
 }

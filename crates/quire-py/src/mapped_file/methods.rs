@@ -1,11 +1,10 @@
-//! The methods of `MappedFile` that are called by name.
+//! The methods of `MappedFile`: what they do, and all but the hottest as the interpreter calls them.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use memchr::{memchr, memmem, memrchr};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -19,7 +18,7 @@ use quire_core::units::ByteOffset;
 
 use super::items::Items;
 use super::view::Given;
-use super::{CLOSED, LONG, MappedFileBase, OPEN, Span};
+use super::{CLOSED, LONG, MappedFileBase, OPEN, Span, search};
 use crate::errors;
 use crate::kernel_mapping::KernelMappingBase;
 
@@ -54,6 +53,14 @@ pub(super) fn new_bytes(py: Python<'_>, len: usize) -> PyResult<(Bound<'_, PyByt
     }
 }
 
+/// Touches each page of some bytes, which the caller holds.
+fn look_at(start: usize, len: usize) {
+    for at in (0..len).step_by(page_bytes()).chain(len.checked_sub(1)) {
+        // SAFETY: a byte of them.
+        unsafe { std::ptr::read_volatile((start + at) as *const u8) };
+    }
+}
+
 impl MappedFileBase {
     /// A new bytes object of a part.
     pub(super) fn copy_out<'py>(
@@ -82,39 +89,50 @@ impl MappedFileBase {
         Ok(made)
     }
 
-    /// Copies into a part; both may be the same memory.
+    /// Copies bytes that are no mapping's into a part.
     pub(super) fn copy_in(&self, py: Python<'_>, span: Span, to: usize, from: &[u8]) -> PyResult<()> {
         let at = span.at(to);
         // SAFETY: as in `copy_out`; it is writable, or the fault says so.
         self.touch(py, from.len(), to, || unsafe {
-            std::ptr::copy(from.as_ptr(), at as *mut u8, from.len());
+            std::ptr::copy_nonoverlapping(from.as_ptr(), at as *mut u8, from.len());
         })
     }
 
-    /// Raises for bytes that cannot be had, before they are copied anywhere: what stands in their place is not to
-    /// get into a file. They may be of any mapping.
-    pub(super) fn require_whole(&self, py: Python<'_>, bytes: &[u8], offset: usize) -> PyResult<()> {
-        let Some(last) = bytes.len().checked_sub(1) else { return Ok(()) };
-        let start = bytes.as_ptr() as usize;
-        self.touch(py, bytes.len(), offset, || {
-            for at in (0..last).step_by(page_bytes()).chain([last]) {
-                // SAFETY: a byte of the slice.
-                unsafe { std::ptr::read_volatile((start + at) as *const u8) };
-            }
-        })
+    /// As `copy_in`, of bytes that may be a mapping's. A piece that cannot be had is not copied: what stands in its
+    /// place is not to get into a file.
+    pub(super) fn copy_over(&self, py: Python<'_>, span: Span, to: usize, from: &[u8]) -> PyResult<()> {
+        let (at, start, len) = (span.at(to), from.as_ptr() as usize, from.len());
+        let pieces = len.div_ceil(LONG);
+        let backwards = at > start; // they may overlap
+        let copy = || {
+            (0..pieces).try_for_each(|number| {
+                let offset = if backwards { pieces - 1 - number } else { number } * LONG;
+                let piece = LONG.min(len - offset);
+                kernel::touch(|| look_at(start + offset, piece))?;
+                // SAFETY: the caller's slice, and a part of the span, which stays open; it is writable, or the fault
+                // says so.
+                let copy = || unsafe {
+                    std::ptr::copy((start + offset) as *const u8, (at + offset) as *mut u8, piece);
+                };
+                kernel::touch(copy)
+            })
+        };
+        let copied = if len < LONG { copy() } else { self.released(py, copy) };
+        copied.map_err(|id| self.failed(id, to))
     }
 
-    fn search(
+    /// `find`, or `rfind` if `from_end`.
+    pub(super) fn search(
         &self,
         py: Python<'_>,
         sub: &Bound<'_, PyAny>,
-        bounds: (Option<isize>, Option<isize>),
+        bounds: [Option<isize>; 2],
         from_end: bool,
     ) -> PyResult<isize> {
         let needle = Given::of(sub)?;
         let span = self.span(py)?;
-        let start = clipped(bounds.0, self.position(), span.size);
-        let end = clipped(bounds.1, span.size, span.size);
+        let start = clipped(bounds[0], self.position(), span.size);
+        let end = clipped(bounds[1], span.size, span.size);
         if start > end {
             return Ok(-1);
         }
@@ -137,9 +155,7 @@ impl MappedFileBase {
     ) -> PyResult<Option<usize>> {
         let search = |from: usize, to: usize| {
             // SAFETY: within the span, which stays open (`touch`).
-            let bytes = unsafe { slice(span, from, to) };
-            let found = if let [byte] = needle { memchr(*byte, bytes) } else { memmem::find(bytes, needle) };
-            found.map(|at| from + at)
+            search::first(unsafe { slice(span, from, to) }, needle).map(|at| from + at)
         };
         let near = part.end.min(part.start + LONG - 1);
         let found = self.touch(py, near - part.start, part.start, || search(part.start, near))?;
@@ -160,10 +176,7 @@ impl MappedFileBase {
     ) -> PyResult<Option<usize>> {
         let search = |from: usize, to: usize| {
             // SAFETY: within the span, which stays open (`touch`).
-            let bytes = unsafe { slice(span, from, to) };
-            let found =
-                if let [byte] = needle { memrchr(*byte, bytes) } else { memmem::rfind(bytes, needle) };
-            found.map(|at| from + at)
+            search::last(unsafe { slice(span, from, to) }, needle).map(|at| from + at)
         };
         let near = part.start.max((part.end + 1).saturating_sub(LONG));
         let found = self.touch(py, part.end - near, near, || search(near, part.end))?;
@@ -172,6 +185,49 @@ impl MappedFileBase {
         }
         let next = part.end.min((near + needle.len()).saturating_sub(1));
         self.touch(py, LONG.max(next - part.start), part.start, || search(part.start, next))
+    }
+
+    /// Reads to the end of the line, or to the end.
+    pub(super) fn line<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let span = self.span(py)?;
+        let from = self.position().min(span.size);
+        let near = span.size.min(from + LONG - 1);
+        let search = || {
+            // SAFETY: within the span, which is open while the lock is held.
+            let bytes = unsafe { slice(span, from, near) };
+            let end = search::first_byte(bytes, b'\n').map(|at| at + 1);
+            // SAFETY: as in `copy_out`.
+            end.or((near == span.size).then_some(bytes.len())).map(|len| unsafe {
+                ffi::PyBytes_FromStringAndSize(bytes.as_ptr().cast(), len.cast_signed())
+            })
+        };
+        // SAFETY: as in `copy_out`.
+        let own = |line: Option<_>| line.map(|line| unsafe { Bound::from_owned_ptr_or_err(py, line) });
+        if let Some(line) = kernel::touch(search).map(own).map_err(|id| self.failed(id, from))? {
+            // SAFETY: as in `copy_out`.
+            let line = unsafe { line?.cast_into_unchecked::<PyBytes>() };
+            self.move_to(from + line.as_bytes().len());
+            return Ok(line);
+        }
+        let end = self.first_of(py, span, near..span.size, b"\n")?;
+        let to = end.map_or(span.size, |at| at + 1);
+        let span = self.span(py)?; // the lock may have been released
+        let len = to.min(span.size).saturating_sub(from);
+        let line = self.copy_out(py, span, from.min(span.size), len)?;
+        self.move_to(from + len);
+        Ok(line)
+    }
+
+    /// Reads one byte, as a number.
+    pub(super) fn next_byte(&self, py: Python<'_>) -> PyResult<u8> {
+        let span = self.span(py)?;
+        let at = self.position();
+        if at >= span.size {
+            return Err(PyValueError::new_err("read byte out of range"));
+        }
+        let byte = self.byte(span, at)?;
+        self.move_to(at + 1);
+        Ok(byte)
     }
 }
 
@@ -200,6 +256,12 @@ impl MappedFileBase {
     #[getter]
     fn mapping(&self, py: Python<'_>) -> Py<KernelMappingBase> {
         self.mapping.clone_ref(py)
+    }
+
+    /// Views that are alive.
+    #[getter]
+    fn exports(&self) -> usize {
+        self.exports.load(Ordering::Acquire)
     }
 
     #[getter]
@@ -252,31 +314,6 @@ impl MappedFileBase {
         Ok(read)
     }
 
-    /// Reads one byte, as a number.
-    fn read_byte(&self, py: Python<'_>) -> PyResult<u8> {
-        let span = self.span(py)?;
-        let at = self.position();
-        if at >= span.size {
-            return Err(PyValueError::new_err("read byte out of range"));
-        }
-        let byte = self.byte(span, at)?;
-        self.move_to(at + 1);
-        Ok(byte)
-    }
-
-    /// Reads to the end of the line, or to the end.
-    fn readline<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let span = self.span(py)?;
-        let from = self.position().min(span.size);
-        let end = self.first_of(py, span, from..span.size, b"\n")?;
-        let to = end.map_or(span.size, |at| at + 1);
-        let span = self.span(py)?; // the lock may have been released
-        let len = to.min(span.size).saturating_sub(from);
-        let line = self.copy_out(py, span, from.min(span.size), len)?;
-        self.move_to(from + len);
-        Ok(line)
-    }
-
     /// Writes at the position; returns how many bytes.
     #[pyo3(signature = (data, /))]
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -288,8 +325,10 @@ impl MappedFileBase {
         if at > span.size || span.rest(at) < from.len() {
             return Err(PyValueError::new_err("data out of range"));
         }
-        given.require_whole(self, py)?;
-        self.copy_in(py, span, at, from)?;
+        match given {
+            Given::Plain(from) => self.copy_in(py, span, at, from)?,
+            Given::Held(_) => self.copy_over(py, span, at, from)?,
+        }
         self.move_to(at + from.len());
         Ok(from.len())
     }
@@ -310,30 +349,6 @@ impl MappedFileBase {
         Ok(())
     }
 
-    /// Where some bytes are, from the position or `start` on; -1 where they are not.
-    #[pyo3(signature = (sub, start=None, end=None, /))]
-    fn find(
-        &self,
-        py: Python<'_>,
-        sub: &Bound<'_, PyAny>,
-        start: Option<isize>,
-        end: Option<isize>,
-    ) -> PyResult<isize> {
-        self.search(py, sub, (start, end), false)
-    }
-
-    /// As `find`, the last place.
-    #[pyo3(signature = (sub, start=None, end=None, /))]
-    fn rfind(
-        &self,
-        py: Python<'_>,
-        sub: &Bound<'_, PyAny>,
-        start: Option<isize>,
-        end: Option<isize>,
-    ) -> PyResult<isize> {
-        self.search(py, sub, (start, end), true)
-    }
-
     /// Copies a part of it to another place in it.
     #[pyo3(name = "move", signature = (dest, src, count, /))]
     fn move_part(&self, py: Python<'_>, dest: isize, src: isize, count: isize) -> PyResult<()> {
@@ -347,9 +362,7 @@ impl MappedFileBase {
             return Err(PyValueError::new_err("source, destination, or count out of range"));
         };
         // SAFETY: within the span, which stays open.
-        let bytes = unsafe { slice(span, from, from + count) };
-        self.require_whole(py, bytes, from)?;
-        self.copy_in(py, span, to, bytes)
+        self.copy_over(py, span, to, unsafe { slice(span, from, from + count) })
     }
 
     /// Sets the position, and returns it.
@@ -366,12 +379,6 @@ impl MappedFileBase {
         let to = to.ok_or_else(|| PyValueError::new_err("seek out of range"))?;
         self.move_to(to);
         Ok(to)
-    }
-
-    /// The position.
-    fn tell(&self, py: Python<'_>) -> PyResult<usize> {
-        self.span(py)?;
-        Ok(self.position())
     }
 
     /// Whether there is a position: yes.

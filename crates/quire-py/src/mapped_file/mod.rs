@@ -14,6 +14,7 @@
 
 mod items;
 mod methods;
+mod search;
 mod slots;
 mod view;
 

@@ -1,11 +1,11 @@
-//! The slots of `MappedFile` that a program calls millions of times: length, index, slice. They are functions of
-//! the C interface, in a type of their own over [`MappedFileBase`], because what a `#[pymethods]` slot does around
-//! its work (noting the attached thread, checking the type again, catching panics) takes as long as an index.
+//! The slots of `MappedFile` that a program calls millions of times: length, index, slice, and the shortest methods. They are functions of
+//! the C interface, in a type of their own over [`MappedFileBase`], because what `#[pymethods]` do around
+//! their work (noting the attached thread, checking the type again, catching panics) takes as long as an index.
 //!
 //! The order of checks is that of the standard library's `mmap`: closed, read-only, index, value.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
@@ -148,12 +148,14 @@ impl MappedFileBase {
         if from.len() != len {
             return Err(PyIndexError::new_err("mmap slice assignment is wrong size"));
         }
-        given.require_whole(self, py)?;
-        if step == 1 || len == 0 {
-            return self.copy_in(py, span, start.cast_unsigned(), from);
+        match given {
+            _ if step != 1 && len > 0 => {}
+            Given::Plain(_) => return self.copy_in(py, span, start.cast_unsigned(), from),
+            Given::Held(_) => return self.copy_over(py, span, start.cast_unsigned(), from),
         }
+        let own = self.touch(py, len, start.cast_unsigned(), || from.to_vec())?; // it may be a mapping's
         self.touch(py, len, start.cast_unsigned(), || {
-            for (number, byte) in (0..).zip(from) {
+            for (number, byte) in (0..).zip(&own) {
                 let at = span.at((start + number * step).cast_unsigned());
                 // SAFETY: the slice lies in the span, which stays open (`touch`).
                 unsafe { AtomicU8::from_ptr(at as *mut u8) }.store(*byte, Ordering::Relaxed);
@@ -255,6 +257,126 @@ unsafe extern "C" fn item(object: *mut ffi::PyObject, index: ffi::Py_ssize_t) ->
     }
 }
 
+unsafe extern "C" fn readline(object: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as in `length`.
+    unsafe {
+        let file = file_of(object);
+        or_raise(std::ptr::null_mut(), |py| file.line(py).map(Bound::into_ptr))
+    }
+}
+
+unsafe extern "C" fn read_byte(object: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as in `length`.
+    unsafe {
+        let file = file_of(object);
+        or_raise(std::ptr::null_mut(), |py| file.next_byte(py).map(|byte| ffi::PyLong_FromLong(byte.into())))
+    }
+}
+
+unsafe extern "C" fn tell(object: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as in `length`.
+    unsafe {
+        let file = file_of(object);
+        or_raise(std::ptr::null_mut(), |py| {
+            file.span(py)?;
+            Ok(ffi::PyLong_FromSize_t(file.position()))
+        })
+    }
+}
+
+unsafe extern "C" fn find(
+    object: *mut ffi::PyObject,
+    arguments: *mut *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: as in `length`, with so many arguments.
+    unsafe { found(object, given(arguments, count), false) }
+}
+
+unsafe extern "C" fn rfind(
+    object: *mut ffi::PyObject,
+    arguments: *mut *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: as in `find`.
+    unsafe { found(object, given(arguments, count), true) }
+}
+
+/// The arguments of a call.
+///
+/// # Safety
+/// So many are at the address; they live as long as the call.
+unsafe fn given<'a>(arguments: *mut *mut ffi::PyObject, count: ffi::Py_ssize_t) -> &'a [*mut ffi::PyObject] {
+    // SAFETY: the caller's (contract).
+    if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(arguments, count.cast_unsigned()) } }
+}
+
+/// # Safety
+/// As the interpreter calls a method.
+unsafe fn found(
+    object: *mut ffi::PyObject,
+    arguments: &[*mut ffi::PyObject],
+    from_end: bool,
+) -> *mut ffi::PyObject {
+    // SAFETY: the caller's (contract).
+    unsafe {
+        let file = file_of(object);
+        or_raise(std::ptr::null_mut(), |py| {
+            let (1..=3, [sub, bounds @ ..]) = (arguments.len(), arguments) else {
+                let given = arguments.len();
+                return Err(PyTypeError::new_err(format!("find takes 1 to 3 arguments ({given} given)")));
+            };
+            let bound = |number: usize| match bounds.get(number) {
+                Some(given) if *given != ffi::Py_None() => index_or_error(py, *given).map(Some),
+                _ => Ok(None),
+            };
+            let bounds = [bound(0)?, bound(1)?];
+            let at = file.search(py, &Borrowed::from_ptr(py, *sub), bounds, from_end)?;
+            Ok(ffi::PyLong_FromSsize_t(at))
+        })
+    }
+}
+
+/// The number of an argument; what has none raises TypeError, what is too large OverflowError.
+fn index_or_error(py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<isize> {
+    // SAFETY: the object is alive, the lock held.
+    let number = unsafe { ffi::PyNumber_AsSsize_t(object, ffi::PyExc_OverflowError) };
+    // SAFETY: as above.
+    if number == -1 && !unsafe { ffi::PyErr_Occurred() }.is_null() {
+        return Err(PyErr::fetch(py));
+    }
+    Ok(number)
+}
+
+/// The methods that are hot; the array ends with an empty one.
+fn methods() -> [ffi::PyMethodDef; 6] {
+    let no_arguments = |name: &'static CStr, call: ffi::PyCFunction, doc: &'static CStr| ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunction: call },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: doc.as_ptr(),
+    };
+    let arguments = |name: &'static CStr, call: ffi::PyCFunctionFast, doc: &'static CStr| ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFast: call },
+        ml_flags: ffi::METH_FASTCALL,
+        ml_doc: doc.as_ptr(),
+    };
+    [
+        no_arguments(c"readline", readline, c"readline($self, /)\n--\n\nReads to the end of the line."),
+        no_arguments(c"read_byte", read_byte, c"read_byte($self, /)\n--\n\nReads a byte, as a number."),
+        no_arguments(c"tell", tell, c"tell($self, /)\n--\n\nThe position."),
+        arguments(c"find", find, FIND_DOC),
+        arguments(c"rfind", rfind, RFIND_DOC),
+        ffi::PyMethodDef::zeroed(),
+    ]
+}
+
+const FIND_DOC: &CStr =
+    c"find($self, sub, start=None, end=None, /)\n--\n\nWhere some bytes are first, from the \
+    position or `start` on; -1 where they are not.";
+const RFIND_DOC: &CStr = c"rfind($self, sub, start=None, end=None, /)\n--\n\nAs `find`, the last place.";
+
 /// Makes the class and puts it into the module.
 pub fn add_class(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
@@ -265,6 +387,7 @@ pub fn add_class(module: &Bound<'_, PyModule>) -> PyResult<()> {
         slot(ffi::Py_mp_subscript, get as *mut c_void),
         slot(ffi::Py_mp_ass_subscript, set as *mut c_void),
         slot(ffi::Py_sq_item, item as *mut c_void),
+        slot(ffi::Py_tp_methods, Box::leak(Box::new(methods())).as_mut_ptr().cast()), // which are not copied
         slot(0, std::ptr::null_mut()),
     ];
     let mut spec = ffi::PyType_Spec {

@@ -8,8 +8,6 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::MappedFileBase;
-
 /// A buffer of an object, as plain bytes whatever their format; released on drop, with the interpreter lock held,
 /// as those are who have one: calls of `MappedFile`, and it itself. It stays where it is, as an exporter may point
 /// into it.
@@ -65,15 +63,6 @@ impl<'a> Given<'a> {
         match object.cast_exact::<PyBytes>() {
             Ok(bytes) => Ok(Given::Plain(bytes.as_bytes())),
             Err(_) => View::of(object, ffi::PyBUF_SIMPLE).map(Given::Held),
-        }
-    }
-
-    /// Raises where they are of a mapping that has lost some.
-    #[inline]
-    pub fn require_whole(&self, file: &MappedFileBase, py: Python<'_>) -> PyResult<()> {
-        match self {
-            Given::Plain(_) => Ok(()),
-            Given::Held(_) => file.require_whole(py, self.bytes(), 0),
         }
     }
 
