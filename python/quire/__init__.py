@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from quire._api import anonymous, budget, empty, mapping_of, open, set_budget
     from quire._concatenate import concatenate
     from quire._map import map
-    from quire._shared import receive, shared
+    from quire._shared import receive, shared, unlink
     from quire.arena import Arena, Placed
     from quire.kernel_mapping import KernelMapping
     from quire.map_flags import MapFlag
@@ -101,6 +101,7 @@ __all__ = [
     "set_budget",
     "shared",
     "statistics",
+    "unlink",
 ]
 
 MODULE_OF_NAME = {
@@ -128,6 +129,7 @@ MODULE_OF_NAME = {
     "set_budget": "quire._api",
     "shared": "quire._shared",
     "statistics": "quire.stats",
+    "unlink": "quire._shared",
 }
 
 

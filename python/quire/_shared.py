@@ -1,4 +1,4 @@
-"""`shared` and `receive`: memory that several processes have mapped."""
+"""`shared`, `unlink` and `receive`: memory that several processes have mapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from quire.layout import Order, ShapeLike
 
-__all__ = ["receive", "shared"]
+__all__ = ["receive", "shared", "unlink"]
 
 MFD_NOEXEC_SEAL = 8  # Linux 6.3
 LABEL_BYTES_MAX = 240
@@ -123,9 +123,7 @@ def shared(
                 source=label,
                 errno=errno.EEXIST,
             )
-    raise SourceError(
-        f"another process is making or removing {label}, and does not go on", source=label
-    )
+    raise _busy(label)
 
 
 def receive(
@@ -163,6 +161,33 @@ def receive(
     ((2, 3), False)
     """
     return received(connection, protection, RawArray(dtype, shape, order))
+
+
+def unlink(name: str) -> None:
+    r"""Takes the name of a segment away (shm_unlink(3)); those who have it mapped keep it.
+
+    Nobody can attach by the name any more, and it may be given to another segment at once. There
+    is no need to call it: a name ends with the last process that has its segment mapped.
+
+    Raises:
+        quire.SourceError: with errno ENOENT, nobody holds the name.
+        ValueError, TypeError: it is no name.
+
+    >>> import quire
+    >>> with quire.shared("quire-example", "1 MiB") as segment:
+    ...     quire.unlink("quire-example")
+    ...     segment.shared_name, segment.read(0, 1)
+    (None, b'\x00')
+    """
+    key = shared_names.key_of(name)
+    for _ in shared_names.tries():
+        try:
+            return shared_names.unlink(key)
+        except FileNotFoundError as error:
+            raise _absent(label_of(name), error) from None
+        except BlockingIOError:
+            continue
+    raise _busy(label_of(name))
 
 
 def _size_of(size: SizeLike | None, raw: RawArray) -> int | None:
@@ -227,6 +252,12 @@ def _memory_file(label: str) -> int:
         if error.errno != errno.EINVAL:
             raise
         return os.memfd_create(short, flags)
+
+
+def _busy(label: str) -> SourceError:
+    return SourceError(
+        f"another process is making or removing {label}, and does not go on", source=label
+    )
 
 
 def _absent(label: str, error: OSError) -> SourceError:

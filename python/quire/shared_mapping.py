@@ -59,8 +59,9 @@ class SharedMapping(KernelMapping):
 
     @property
     def shared_name(self) -> str | None:
-        """The name by which others attach; None for a segment without."""
-        key = "" if self._lease is None else self._lease.key
+        """The name by which others attach; None for a segment without, or whose name was taken."""
+        lease = self._lease
+        key = "" if lease is None or lease.unlinked else lease.key
         return key.removeprefix("name.") if key.startswith("name.") else None
 
     @property
@@ -127,7 +128,7 @@ class SharedMapping(KernelMapping):
     def split(self, at: int) -> KernelMapping:
         """As `KernelMapping.split`; both parts hold the segment."""
         rest = super().split(at)
-        if self._lease is not None and isinstance(rest, SharedMapping):
+        if self._lease is not None and not self._lease.unlinked and isinstance(rest, SharedMapping):
             with LOCK:
                 rest._lease = shared_names.adopt(self._lease.key, rest.fileno())
         return rest
@@ -158,7 +159,8 @@ class SharedMapping(KernelMapping):
         """Pickles a reference, never the bytes."""
         descriptor = self.fileno()
         with LOCK:
-            if self._lease is None:
+            if self._lease is None or self._lease.unlinked:
+                self._leave()
                 key = f"anonymous.{secrets.token_hex(16)}"
                 self._lease = shared_names.adopt(key, descriptor)
         key = "" if self._lease is None else self._lease.key

@@ -50,6 +50,7 @@ __all__ = [
     "reserve",
     "sweep",
     "tries",
+    "unlink",
 ]
 
 LOCK = threading.RLock()
@@ -87,6 +88,11 @@ class Lease:
         said = records.SLOT.pack(_namespace(), self._process, descriptor)
         records.write_record(self._record, said, records.offset_of(self._slot))
 
+    @property
+    def unlinked(self) -> bool:
+        """Whether somebody took the name away by `unlink`."""
+        return self._record >= 0 and os.fstat(self._record).st_nlink == 0
+
     def leave(self) -> None:
         """Gives the slot back; the last takes the name away. Does nothing the second time."""
         with LOCK:
@@ -106,10 +112,12 @@ class Lease:
 
     def inherited(self) -> None:
         """In a forked child: lets go of the parent's slot and takes one of the child's own."""
-        record, self._record = self._record, -1
+        unlinked, record, self._record = self.unlinked, self._record, -1
         if record < 0:
             return
         os.close(record)
+        if unlinked:
+            return
         try:
             same = Identity.of(self.descriptor) == self.identity
             mine = adopt(self.key, self.descriptor) if same else None
@@ -291,6 +299,25 @@ def adopt(key: str, memory: int) -> Lease | None:
             if found is None:
                 os.close(record)
     raise BlockingIOError
+
+
+def unlink(key: str) -> None:
+    """Takes a name away from those who hold it, and leaves them the memory.
+
+    Raises:
+        FileNotFoundError: nobody holds it.
+        quire.SourceError: the record may not be opened.
+        quire.FormatError: it is no record.
+    """
+    with LOCK:
+        record = records.open_record(key)
+        try:
+            records.identity_in(key, os.pread(record, records.HEADER.size, 0))
+            if records.first_lock(record) is None and records.take_away(key, record):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            Path(records.folder_path(), key).unlink()
+        finally:
+            os.close(record)
 
 
 def sweep() -> tuple[int, int]:
