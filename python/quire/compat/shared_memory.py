@@ -1,16 +1,20 @@
 """`SharedMemory` and `ShareableList` with the interface of `multiprocessing.shared_memory`.
 
-The segments are those of `quire.shared`: memory that lives while any process holds it, under a name
-that leads to it. There is no resource tracker: who attaches never deletes, and what a killed
-process held is given back by the kernel.
+A block is a segment of `quire.shared`: sealed memory that the kernel frees with the last process
+that holds it, killed or not. There is no resource tracker; who attaches never deletes.
 
 ```
-who                          holds the segment until
+who                          holds the block until
 the process that made it     `unlink` by anyone, or its own end
 a process that attached      `close`, or its own end
 ```
 
-Segments that the standard library's class made, files in /dev/shm, are attached to as well.
+A block made without a name gets one that says where it is, ``psm_PROCESS_DESCRIPTOR_INODE`` in
+hexadecimal: no file stands for it, and whoever attaches opens that descriptor through /proc. Such
+a name ends with the process that made the block, and by `unlink`, which any process notes in the
+mode of the memory itself (S_ISVTX). A name that was given is one of `quire.shared`, and leads to
+the block as long as any process holds it. Segments of the standard library's class, files in
+/dev/shm, are attached to as well.
 
 Private names that programs are known to replace or read (`_make_filename`, `_SHM_NAME_PREFIX`,
 `_USE_POSIX`, and of the class `_name`, `_flags`, `_mode`) mean what they mean there.
@@ -22,16 +26,24 @@ import errno
 import os
 import secrets
 import struct
-import threading
-from collections import deque
+import sys
 from functools import partial
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any
 
 import quire
+from quire.compat.shared_blocks import (
+    BLOCKS,
+    MEMORY_FLAGS,
+    PLACE,
+    Block,
+    Place,
+    PosixBlock,
+    absent,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import ClassVar, TypeAlias
 
     Item: TypeAlias = "int | float | bool | str | bytes | None"
@@ -40,54 +52,19 @@ __all__ = ["ShareableList", "SharedMemory"]
 
 _USE_POSIX = True
 _O_CREX = os.O_CREAT | os.O_EXCL
-_SHM_SAFE_NAME_LENGTH = 14
 _SHM_NAME_PREFIX = "/psm_"
 
 POSIX_FOLDER = "/dev/shm"  # noqa: S108 (where shm_open(3) has its segments)
-ATTACH_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-LOOKED_AT = 2
+POSIX_FLAGS = MEMORY_FLAGS | os.O_NOFOLLOW
+NAME_RANDOM_BYTES = 8
 NAME_BYTES_REFUSED = 201
 
 
-def _make_filename() -> str:
-    """A name that nobody is likely to have."""
-    length = (_SHM_SAFE_NAME_LENGTH - len(_SHM_NAME_PREFIX)) // 2
-    return _SHM_NAME_PREFIX + secrets.token_hex(length)
-
-
-class Kept:
-    """Segments that this process made, and whose object was closed: held until they are unlinked.
-
-    One that another process unlinked goes when this one closes others or ends. A forked child
-    keeps none of them. `_lock` guards `_segments`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._segments: deque[quire.SharedMapping] = deque()
-
-    def keep(self, segment: quire.SharedMapping) -> None:
-        """Holds it, and looks whether those that are held longest are to be held longer."""
-        with self._lock:
-            segments = self._segments
-            for _ in range(min(LOOKED_AT, len(segments))):
-                first = segments.popleft()
-                if first.shared_name is not None:
-                    segments.append(first)
-            segments.append(segment)
-
-    def let_go(self) -> None:
-        """Gives up those that were unlinked."""
-        with self._lock:
-            held = [one for one in self._segments if one.shared_name is not None]
-            self._segments = deque(held)
-
-    def forget(self) -> None:
-        """In a forked child: it made none of them."""
-        self._lock, self._segments = threading.Lock(), deque()
-
-
-KEPT = Kept()
+def _make_filename(segment: quire.SharedMapping | None = None) -> str:
+    """A name that nobody else has: of the segment, where it is."""
+    if segment is None:
+        return _SHM_NAME_PREFIX + secrets.token_hex(NAME_RANDOM_BYTES)
+    return f"/{Place.new(segment.fileno())}"
 
 
 class SharedMemory:
@@ -116,11 +93,10 @@ class SharedMemory:
     """
 
     _name: str | None = None
-    _mapping: quire.KernelMapping | None = None
+    _block: Block | None = None
     _buf: memoryview | None = None
     _flags = os.O_RDWR
     _mode = 0o600
-    _made_by = 0
     _track = True
     _prepend_leading_slash: ClassVar[bool] = True
 
@@ -137,39 +113,48 @@ class SharedMemory:
             raise ValueError("'name' can only be None if create=True")
         self._track = track
         if name is None:
-            while self._mapping is None:
-                name = _make_filename()
-                try:
-                    self._mapping = self._created(name.lstrip("/"), size)
-                except FileExistsError:
-                    continue
+            block, name = self._made(size), ""
         else:
-            self._mapping = self._opened(name.lstrip("/"), size)
-            name = f"/{name}"
-        self._name = name
-        self._size = self._mapping.size_bytes
-        self._buf = memoryview(self._mapping)
+            block = self._opened(name.lstrip("/"), size)
+        self._block = block
+        self._name = f"/{name or block.name}"
+        self._size = block.mapping.size_bytes
+        self._buf = memoryview(block.mapping)
 
-    def _opened(self, key: str, size: int) -> quire.KernelMapping:
+    def _made(self, size: int) -> Block:
+        segment = quire.shared(None, size, permissions=self._mode & 0o666)
+        name = _make_filename(segment).lstrip("/")
+        if PLACE.fullmatch(name):
+            return BLOCKS.enter(Block(name, segment, made=True))
+        while True:  # names of somebody else's `_make_filename`
+            try:
+                return self._created(name, size)
+            except FileExistsError:
+                name = _make_filename().lstrip("/")
+
+    def _opened(self, key: str, size: int) -> Block:
         """As the flags say: of shm_open(3), of which a subclass may have its own."""
         if self._flags & os.O_EXCL:
-            if os.path.lexists(f"{POSIX_FOLDER}/{key}"):
-                raise FileExistsError(errno.EEXIST, "a POSIX segment has this name", key)
+            if key and (os.path.lexists(f"{POSIX_FOLDER}/{key}") or PLACE.fullmatch(key)):
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "a POSIX segment has this name, or it is of a form that quire gives",
+                    key,
+                )
             return self._created(key, size)
         try:
-            return _attached(key)
+            return BLOCKS.use(key) or _attached(key)
         except FileNotFoundError:
             if not self._flags & os.O_CREAT or not size:
                 raise
         return self._created(key, size)
 
-    def _created(self, key: str, size: int) -> quire.SharedMapping:
+    def _created(self, key: str, size: int) -> Block:
         try:
             made = quire.shared(key, size, create=True, permissions=self._mode & 0o666)
         except (quire.SourceError, ValueError) as error:
             raise _system_error(error, key) from error
-        self._made_by = os.getpid()
-        return made
+        return BLOCKS.enter(Block(key, made, made=True))
 
     @property
     def buf(self) -> memoryview | None:
@@ -189,13 +174,12 @@ class SharedMemory:
     @property
     def _fd(self) -> int:
         """The descriptor of the memory; -1 once it is closed."""
-        mapping = self._mapping
-        return -1 if mapping is None else mapping.descriptor
+        return -1 if self._block is None else self._block.mapping.descriptor
 
     @property
     def _mmap(self) -> quire.KernelMapping | None:
         """What is mapped; None once it is closed."""
-        return self._mapping
+        return None if self._block is None else self._block.mapping
 
     def close(self) -> None:
         """Gives up this view of the memory, and does nothing the second time.
@@ -210,23 +194,9 @@ class SharedMemory:
         if buffer is not None:
             buffer.release()
             self._buf = None
-        mapping = self._mapping
-        if mapping is None:
-            return
-        if mapping.exports:
-            raise BufferError("cannot close exported pointers exist")
-        self._mapping = None
-        if not self._kept(mapping):
-            mapping.close()
-
-    def _kept(self, mapping: quire.KernelMapping) -> bool:
-        """Whether the process holds it after this object: it made it, and it has its name."""
-        if self._made_by != os.getpid() or not isinstance(mapping, quire.SharedMapping):
-            return False
-        if mapping.shared_name is None:
-            return False
-        KEPT.keep(mapping)
-        return True
+        if self._block is not None:
+            BLOCKS.leave(self._block)
+            self._block = None
 
     def unlink(self) -> None:
         """Takes the name away; the memory ends with the last who has it mapped.
@@ -237,20 +207,21 @@ class SharedMemory:
         if not self._name:
             return
         key = self._name.lstrip("/")
-        try:
-            quire.unlink(key)
-        except quire.SourceError as error:
-            if error.errno != errno.ENOENT:
-                raise _system_error(error, key) from error
-            os.unlink(f"{POSIX_FOLDER}/{key}")  # noqa: PTH108 (its error is the answer)
-        KEPT.let_go()
+        place = Place.of(key)
+        if place is not None:
+            place.unlink(key)
+        else:
+            _unlink_named(key)
+        BLOCKS.unlinked(key)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            return  # the process gives up all it has
         try:
             self.close()
-        except (OSError, BufferError):  # arrays keep their memory
-            if self._mapping is not None:
-                self._kept(self._mapping)
+        except BufferError:  # arrays keep their memory
+            if self._block is not None:
+                BLOCKS.abandon(self._block)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles its name; the bytes stay where they are."""
@@ -304,13 +275,15 @@ class ShareableList:
     )
 
     shm: SharedMemory
+    _list_len: int
+    _allocated_offsets: list[int]
 
     def __init__(self, sequence: Iterable[Item] | None = None, *, name: str | None = None) -> None:
         if name is None or sequence is not None:
             self._make(list(sequence or ()), name)
             return
         self.shm = SharedMemory(name)
-        (self._list_len,) = self._unpack("q", 0)
+        self._list_len = len(self)
         self._allocated_offsets = list(self._unpack("q" * (self._list_len + 1), 8))
 
     def _make(self, items: list[Item], name: str | None) -> None:
@@ -387,6 +360,9 @@ class ShareableList:
     def __len__(self) -> int:
         return int(self._unpack("q", 0)[0])
 
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(self._list_len))
+
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({list(self)}, name={self.shm.name!r})"
 
@@ -422,34 +398,57 @@ class ShareableList:
                 return place
         raise ValueError(f"{value!r} not in this container")
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
 
 
 def _code_of(item: Item) -> int:
     """How an item is got back from what `struct` unpacks."""
-    kinds = (str, bytes, type(None))
-    return next((code for code, kind in enumerate(kinds, 1) if isinstance(item, kind)), 0)
+    return (
+        1
+        if isinstance(item, str)
+        else 2
+        if isinstance(item, bytes)
+        else 0
+        if item is not None
+        else 3
+    )
 
 
 def _encoded(item: Item) -> Any:
     return item.encode() if isinstance(item, str) else item
 
 
-def _attached(key: str) -> quire.KernelMapping:
-    """The segment of quire's that has the name, or else the POSIX one."""
+def _unlink_named(key: str) -> None:
     try:
-        return quire.shared(key, create=False)
+        quire.unlink(key)
+    except quire.SourceError as error:
+        if error.errno != errno.ENOENT:
+            raise _system_error(error, key) from error
+        os.unlink(f"{POSIX_FOLDER}/{key}")  # noqa: PTH108 (its error is the answer)
+
+
+def _attached(key: str) -> Block:
+    """The block of quire's that has the name, or else the POSIX segment."""
+    place = Place.of(key)
+    if place is not None:
+        return BLOCKS.enter(Block(key, place.attached(key), made=False))
+    try:
+        return BLOCKS.enter(Block(key, quire.shared(key, create=False), made=False))
     except (quire.SourceError, ValueError) as error:
         found = _system_error(error, key)
         if not isinstance(found, FileNotFoundError):
             raise found from error
-    descriptor = os.open(f"{POSIX_FOLDER}/{key}", ATTACH_FLAGS)
+    try:
+        descriptor = os.open(f"{POSIX_FOLDER}/{key}", POSIX_FLAGS)
+    except FileNotFoundError:
+        raise absent(key) from None
     try:
         if os.fstat(descriptor).st_size == 0:
             raise ValueError(f"the POSIX segment {key!r} is empty: nothing can be mapped")
-        return quire.map(descriptor, sharing="shared", protection="rw")
+        mapping = quire.map(descriptor, sharing="shared", protection="rw")
     finally:
         os.close(descriptor)
+    return PosixBlock(key, mapping, made=False)
 
 
 def _system_error(error: Exception, key: str) -> Exception:
@@ -458,6 +457,3 @@ def _system_error(error: Exception, key: str) -> Exception:
         number = errno.EINVAL if len(os.fsencode(key)) < NAME_BYTES_REFUSED else errno.ENAMETOOLONG
         return OSError(number, str(error), key)
     return error if error.errno is None else OSError(error.errno, error.message, key)
-
-
-os.register_at_fork(after_in_child=KEPT.forget)

@@ -1,0 +1,239 @@
+"""The blocks of shared memory that a process has mapped, and the names that say where one is."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import re
+import stat
+import threading
+from typing import NamedTuple
+
+import quire
+
+__all__ = ["BLOCKS", "MEMORY_FLAGS", "PLACE", "Block", "Place", "PosixBlock", "absent"]
+
+MEMORY_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+PLACE = re.compile("psm_([0-9a-f]{6,8})_([0-9a-f]{5,8})_([0-9a-f]{10,16})")
+LOOKED_AT = 2
+
+
+class Place(NamedTuple):
+    """Where a block is that was made without a name."""
+
+    process: int
+    descriptor: int
+    inode: int
+
+    @classmethod
+    def of(cls, key: str) -> Place | None:
+        """What the name says; None for any other name."""
+        found = PLACE.fullmatch(key)
+        return None if found is None else cls(*(int(part, 16) for part in found.groups()))
+
+    @classmethod
+    def new(cls, descriptor: int) -> str:
+        """The name of a block of this process."""
+        inode = os.fstat(descriptor).st_ino
+        return f"psm_{os.getpid():06x}_{descriptor:05x}_{inode:010x}"
+
+    @property
+    def path(self) -> str | int:
+        """What to give to calls that take a path or a descriptor."""
+        if self.process == os.getpid():
+            return self.descriptor
+        return f"/proc/{self.process}/fd/{self.descriptor}"
+
+    def require(self, key: str) -> os.stat_result:
+        """What the memory is, looked at before it is opened.
+
+        Raises:
+            FileNotFoundError: it has ended, or its name was taken away.
+            OSError: it is another user's.
+        """
+        try:
+            found = os.stat(self.path)  # noqa: PTH116 (a Path would take longer than the call)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBADF, errno.ESRCH):
+                raise
+            raise absent(key) from None
+        if (found.st_ino, found.st_nlink) != (self.inode, 0) or is_unlinked(found):
+            raise absent(key)  # whatever has this descriptor by now, it is not that memory
+        return found
+
+    def attached(self, key: str) -> quire.KernelMapping:
+        """The memory, mapped.
+
+        Raises:
+            As `require`.
+        """
+        size = self.require(key).st_size
+        path = self.path
+        if isinstance(path, int):
+            return quire.map(path, size, sharing="shared", protection="rw")
+        try:
+            opened = os.open(path, MEMORY_FLAGS)
+        except FileNotFoundError:
+            raise absent(key) from None
+        try:
+            if os.fstat(opened).st_ino != self.inode or not is_sealed(opened):
+                raise absent(key)
+            return quire.map(opened, size, sharing="shared", protection="rw")
+        finally:
+            os.close(opened)
+
+    def unlink(self, key: str) -> None:
+        """Notes that the name leads there no more.
+
+        Raises:
+            As `require`.
+        """
+        mode = stat.S_IMODE(self.require(key).st_mode)
+        os.chmod(self.path, mode | stat.S_ISVTX)  # noqa: PTH101 (or a descriptor)
+
+
+def is_unlinked(found: os.stat_result) -> bool:
+    """Whether the name of a block without a given one was taken away."""
+    return bool(found.st_mode & stat.S_ISVTX)
+
+
+def is_sealed(descriptor: int) -> bool:
+    """Whether it is memory whose size nobody can change."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SIZE_SEALS == SIZE_SEALS
+    except OSError:
+        return False
+
+
+def absent(key: str) -> FileNotFoundError:
+    """The error of a name that leads nowhere."""
+    return FileNotFoundError(
+        errno.ENOENT,
+        "nobody holds this shared memory: it was never made, was unlinked, or its maker has ended",
+        key,
+    )
+
+
+class Block:
+    """A block that this process has mapped: once, for all objects that show it.
+
+    Attributes:
+        name: by which it was made or attached to.
+        says_place: it was made without a name.
+        mapping: the memory.
+        users: objects that show it; guarded by the table's lock, as ``made`` is.
+        made: this process made it, and holds it without users while its name leads to it.
+    """
+
+    __slots__ = ("made", "mapping", "name", "says_place", "users")
+
+    def __init__(self, name: str, mapping: quire.KernelMapping, *, made: bool) -> None:
+        self.name = name
+        self.mapping = mapping
+        self.users = 1
+        self.made = made
+        self.says_place = PLACE.fullmatch(name) is not None
+
+    @property
+    def named(self) -> bool:
+        """Whether the name leads to it."""
+        if self.says_place:
+            return not is_unlinked(os.fstat(self.mapping.descriptor))
+        name: str | None = self.mapping.shared_name  # type: ignore[attr-defined]
+        return name is not None
+
+
+class PosixBlock(Block):
+    """A segment of the standard library's; mapped by each object anew, as its name may move on."""
+
+    __slots__ = ()
+
+    @property
+    def named(self) -> bool:
+        """Nothing is held for its name."""
+        return False
+
+
+class Blocks:
+    """The blocks of this process whose names lead to them, in the order they were last looked at.
+
+    One that this process made and another unlinked, and that nobody uses here, goes when this
+    process makes or closes others, or ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a finalizer may close a block while one is entered
+        self._known: dict[str, Block] = {}
+
+    def enter(self, block: Block) -> Block:
+        """Adds one."""
+        with self._lock:
+            self._known[block.name] = block
+        return block
+
+    def use(self, name: str) -> Block | None:
+        """The one of the name, for one more user; None where the process has none."""
+        with self._lock:
+            block = self._known.get(name)
+            if block is None or not self._still(block):
+                return None
+            block.users += 1
+            return block
+
+    def leave(self, block: Block) -> None:
+        """Ends the use of one by an object, whose own view of the memory is released.
+
+        Raises:
+            BufferError: views that were made of it are alive.
+        """
+        with self._lock:
+            if block.mapping.exports >= block.users:
+                raise BufferError("cannot close exported pointers exist")
+            block.users -= 1
+            if not block.users:
+                self._still(block)
+            for name in list(itertools.islice(self._known, LOOKED_AT)):
+                other = self._known.pop(name)
+                self._known[name] = other
+                if not other.users:
+                    self._still(other)
+
+    def unlinked(self, name: str) -> None:
+        """Lets go of the one of a name that leads there no more."""
+        with self._lock:
+            if name in self._known:
+                self._still(self._known[name])
+
+    def abandon(self, block: Block) -> None:
+        """Ends the use by an object that is gone, and whose views end the memory's use."""
+        with self._lock:
+            block.users -= 1
+            if not block.users and not block.made and self._known.get(block.name) is block:
+                del self._known[block.name]
+
+    def _still(self, block: Block) -> bool:
+        """Whether its name leads to it; takes it out where not, or where nothing holds it."""
+        named = block.named
+        if named and (block.users or block.made):
+            return True
+        if self._known.get(block.name) is block:
+            del self._known[block.name]
+        if not block.users and not block.mapping.exports:
+            block.mapping.close()
+        return False
+
+    def inherited(self) -> None:
+        """In a forked child, which made none of them."""
+        self._lock, known = threading.RLock(), self._known
+        for block in known.values():
+            block.made = False
+        self._known = {name: block for name, block in known.items() if block.users}
+
+
+BLOCKS = Blocks()
+
+
+os.register_at_fork(after_in_child=BLOCKS.inherited)
