@@ -16,19 +16,20 @@ import math
 import operator
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import quire
 from quire.compat.memmap_npy import MappedNpz, byte_bounds, numpy_load, read_header, write_header
 from quire.compat.memmap_source import Window, map_file, map_source, reopened, source_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Self
 
     import numpy.typing as npt
+
+    import quire
 
 __all__ = ["load", "memmap", "open_memmap"]
 
@@ -78,7 +79,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         mode: str = "r+",
         offset: int = 0,
         shape: Any = None,
-        order: str = "C",
+        order: Any = "C",
     ) -> Self:
         """Maps the file."""
         mode = MODES.get(mode, mode)
@@ -215,7 +216,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
 def open_memmap(
     filename: Any,
     mode: str = "r+",
-    dtype: npt.DTypeLike = None,
+    dtype: npt.DTypeLike | None = None,
     shape: Any = None,
     fortran_order: bool = False,
     version: tuple[int, int] | None = None,
@@ -260,7 +261,7 @@ def open_memmap(
 
 def load(
     file: Any,
-    mmap_mode: str | None = None,
+    mmap_mode: Any = None,
     allow_pickle: bool = False,
     fix_imports: bool = True,
     encoding: str = "ASCII",
@@ -276,7 +277,7 @@ def load(
     Raises:
         As `numpy.load`, `open_memmap`.
     """
-    given = (allow_pickle, fix_imports, encoding)
+    given: tuple[Any, ...] = (allow_pickle, fix_imports, encoding)
     if mmap_mode and not hasattr(file, "read"):
         limit = sys.maxsize if allow_pickle else max_header_size
         if source_of(file) is not None:

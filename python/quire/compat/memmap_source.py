@@ -110,7 +110,7 @@ class Window:
         first = low - self.address
         if not isinstance(self.mapping, quire.KernelMapping):
             version = self.mapping.version
-            return version and (self.mapping.source, version, first, length)
+            return None if version is None else (self.mapping.source, version, first, length)
         found = os.fstat(self.mapping.descriptor)
         of_file = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         return (self.path, *of_file, self.offset + first, length)
@@ -144,33 +144,50 @@ def map_source(
     return window
 
 
+class Opened:
+    """A descriptor, and what errors call its file."""
+
+    __slots__ = ("_descriptor", "name")
+
+    def __init__(self, descriptor: int, name: object) -> None:
+        self._descriptor = descriptor
+        self.name = name
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+
 def map_file(filename: Any, mode: str, offset: int, count: int, itemsize: int) -> Window:
     """Maps the elements of a local file from ``offset`` on, made longer where it may be.
 
     ``count`` is -1 for all to its end.
     """
-    given = hasattr(filename, "read")
-    path = None if given else os.fspath(filename)
-    descriptor = (
-        filename.fileno() if given else os.open(path, FLAGS[mode] | os.O_CLOEXEC, PERMISSIONS)
-    )
+    if hasattr(filename, "read"):
+        filename.seek(0, os.SEEK_END)
+        size, descriptor, path = filename.tell(), filename.fileno(), None
+    else:
+        path = os.fspath(filename)
+        descriptor = os.open(path, FLAGS[mode] | os.O_CLOEXEC, PERMISSIONS)
     try:
-        length = filename.seek(0, os.SEEK_END) if given else os.fstat(descriptor).st_size
-        if given:
-            length = filename.tell()
-        wanted = _bytes_wanted(length, mode, offset, count, itemsize)
-        if mode in ("r+", "w+") and length < offset + wanted:
-            _lengthen(filename if given else None, descriptor, offset + wanted)
-        sharing = "private" if mode == "c" else "shared"
-        protection = "r" if mode == "r" else "rw"
+        if path is not None:
+            size = os.fstat(descriptor).st_size
+        wanted = _bytes_wanted(size, mode, offset, count, itemsize)
+        if mode in ("r+", "w+") and size < offset + wanted:
+            _lengthen(filename if path is None else None, descriptor, offset + wanted)
+        name, filename = _names(filename, path)
         mapping = quire.map(
-            descriptor, max(wanted, 1), sharing=sharing, protection=protection, offset=offset
+            Opened(descriptor, name or f"descriptor {descriptor}"),
+            max(wanted, 1),
+            sharing="private" if mode == "c" else "shared",
+            protection="r" if mode == "r" else "rw",
+            offset=offset,
         )
     finally:
-        if not given:
+        if path is not None:
             os.close(descriptor)
     window = Window(mapping, mode, offset)
-    _name(window, filename, path)
+    window.path, window.filename = name, filename
     return window
 
 
@@ -207,17 +224,18 @@ def _lengthen(file: Any, descriptor: int, length: int) -> None:
     file.flush()
 
 
-def _name(window: Window, filename: Any, path: Any) -> None:
-    """Sets what the window is called, as numpy does."""
+def _names(filename: Any, path: Any) -> tuple[str | None, str | Path | None]:
+    """The absolute path of the file, and as numpy calls it."""
     if isinstance(filename, os.PathLike):
-        window.filename = Path(filename).resolve()
-        window.path = str(window.filename)
-        return
+        resolved = Path(filename).resolve()
+        return str(resolved), resolved
     name = path if path is not None else getattr(filename, "name", None)
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    if isinstance(name, str):
-        window.filename = window.path = os.path.abspath(name)  # noqa: PTH100 (as numpy names it)
+    if not isinstance(name, str):
+        return None, None
+    found = os.path.abspath(name)  # noqa: PTH100 (as numpy names it)
+    return found, found
 
 
 def reopened(recipe: tuple[Any, ...]) -> Window:
@@ -236,7 +254,7 @@ def reopened(recipe: tuple[Any, ...]) -> Window:
     found = os.fstat(window.mapping.descriptor)  # type: ignore[attr-defined]
     if identity[0] == platform.node() and identity[1:] != (found.st_dev, found.st_ino):
         raise quire.ChangedError(
-            "another file has this path since the array was pickled: map the new one, and send that",
+            "another file has this path since the array was pickled: map that one, and send it",
             source=path,
         )
     window.filename = filename
