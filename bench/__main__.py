@@ -40,6 +40,7 @@ TOPICS = (
     "swap",
     "shared",
     "compat_mmap",
+    "compat_arrays",
     "exports",
     "import_time",
     "model",

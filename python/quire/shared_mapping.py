@@ -188,6 +188,10 @@ def map_segment(memory: int, label: str, size: int, prot: int, raw: RawArray) ->
         raise explained(error, Asked(size, flags, prot, label)) from None
     finally:
         os.close(memory)
+    return _faced(kernel_range, raw)
+
+
+def _faced(kernel_range: _core.KernelRange, raw: RawArray) -> SharedMapping:
     mapping: SharedMapping = SharedMapping(kernel_range)
     mapping._raw = raw
     if raw.dtype is not None or raw.shape is not None:
@@ -213,6 +217,10 @@ def attached(
     """
     prot = protection_bits(protection)
     why: list[str] = []
+    with LOCK:
+        mapped = shared_names.attach_mapped(key, label, prot)
+        if mapped is not None:
+            return _leased(*mapped, label, raw, want)
     for _ in shared_names.tries():
         with LOCK:
             found = shared_names.attach(key, "w" in protection, why)
@@ -242,6 +250,25 @@ def attached(
         f"{label} is held, and cannot be reached: {reason}. Have a holder hand it over with send()",
         source=label,
     )
+
+
+def _leased(
+    lease: Lease,
+    kernel_range: _core.KernelRange,
+    label: str,
+    raw: RawArray,
+    want: Identity | int | None,
+) -> SharedMapping:
+    """What was attached to, if it is what was asked for."""
+    try:
+        _check_identity(lease.identity, want, label)
+        mapping = _faced(kernel_range, raw)
+    except BaseException:
+        lease.leave()
+        raise
+    mapping._lease = lease
+    lease.descriptor = mapping.descriptor
+    return mapping
 
 
 def received(connection: socket.socket, protection: str | None, raw: RawArray) -> SharedMapping:

@@ -31,6 +31,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quire import _core
 from quire import shared_records as records
 from quire.errors import FormatError, SourceError
 from quire.shared_records import Identity
@@ -45,6 +46,7 @@ __all__ = [
     "Reserved",
     "adopt",
     "attach",
+    "attach_mapped",
     "is_segment",
     "key_of",
     "reserve",
@@ -66,7 +68,16 @@ PAUSE_S = 0.001
 class Lease:
     """A locked slot of a record: while it is held, the name leads to the segment."""
 
-    __slots__ = ("__weakref__", "_process", "_record", "_slot", "descriptor", "identity", "key")
+    __slots__ = (
+        "__weakref__",
+        "_process",
+        "_record",
+        "_slot",
+        "_unlinked",
+        "descriptor",
+        "identity",
+        "key",
+    )
 
     def __init__(self, key: str, record: int, slot: int, identity: Identity) -> None:
         """Owns ``record``, the descriptor that has the lock on the slot."""
@@ -75,7 +86,8 @@ class Lease:
         self.descriptor = -1
         self._record = record
         self._slot = slot
-        self._process = os.getpid()
+        self._process = _process()
+        self._unlinked = False
         HELD.add(self)
 
     def show(self, descriptor: int) -> None:
@@ -91,7 +103,9 @@ class Lease:
     @property
     def unlinked(self) -> bool:
         """Whether somebody took the name away by `unlink`."""
-        return self._record >= 0 and os.fstat(self._record).st_nlink == 0
+        if self._record >= 0:
+            self._unlinked = os.fstat(self._record).st_nlink == 0
+        return self._unlinked
 
     def leave(self) -> None:
         """Gives the slot back; the last takes the name away. Does nothing the second time."""
@@ -99,15 +113,10 @@ class Lease:
             record, self._record = self._record, -1
             if record < 0:
                 return
-            try:
-                if self._process == os.getpid():
-                    at = records.offset_of(self._slot)
-                    os.pwrite(record, records.FREE, at)
-                    records.set_lock(record, fcntl.F_UNLCK, at, records.SLOT.size)
-                    records.take_away(self.key, record)
-            except OSError:
-                pass  # the folder is gone or the disk of tmpfs full: a slot without lock is none
-            finally:
+            if self._process == os.getpid():  # not as it was known: a child may be asking early
+                path = f"{records.folder_path()}/{self.key}"
+                _core.leave_segment(record, self._slot, path)
+            else:
                 os.close(record)
 
     def inherited(self) -> None:
@@ -127,7 +136,7 @@ class Lease:
             return  # the child has the bytes, and no name for them
         HELD.discard(mine)
         self._record, mine._record = mine._record, -1
-        self._slot, self._process = mine._slot, os.getpid()
+        self._slot, self._process = mine._slot, _process()
         HELD.add(self)
 
     def __del__(self) -> None:
@@ -166,6 +175,23 @@ def tries() -> Iterator[None]:
         if time.monotonic() > deadline:
             return
         time.sleep(PAUSE_S)
+
+
+def attach_mapped(key: str, label: str, prot: int) -> tuple[Lease, _core.KernelRange] | None:
+    """A lease on a segment that is held, and its memory, mapped: where nothing is in the way.
+
+    None where anything is, for `attach` to find out what. The caller holds `LOCK`.
+
+    Raises:
+        quire.SourceError: the folder is not safe to use.
+    """
+    user = os.geteuid()
+    path = f"{records.checked_folder(records.folder_path(), user)}/{key}"
+    found = _core.attach_segment(path, label, user, _namespace(), _process(), prot)
+    if found is None:
+        return None
+    kernel_range, record, slot, identity = found
+    return Lease(key, record, slot, Identity(*identity)), kernel_range
 
 
 def attach(key: str, writable: bool, why: list[str]) -> tuple[Lease, int] | None:
@@ -359,7 +385,7 @@ def is_segment(descriptor: int) -> bool:
 
 def _open_memory(slot: records.Held, identity: Identity, writable: bool, why: list[str]) -> int:
     """Opens the memory file through one of its holders; -1 where it is not there, see ``why``."""
-    holder = "self" if slot.process == os.getpid() else slot.process
+    holder = "self" if slot.process == _process() else slot.process
     path = f"/proc/{holder}/fd/{slot.descriptor}"
     try:
         # Looked at before it is opened: to open a device in its place may do something.
@@ -415,6 +441,12 @@ def _join(key: str, record: int, data: bytes, skip: int, identity: Identity) -> 
 
 
 @functools.cache
+def _process() -> int:
+    """The process; asked for once, as the system call is a good part of the time to attach."""
+    return os.getpid()
+
+
+@functools.cache
 def _namespace() -> int:
     """The PID namespace of the process; 0 where /proc does not say."""
     try:
@@ -430,6 +462,7 @@ def _sweep_once() -> None:
 
 def _after_fork_in_child() -> None:
     try:
+        _process.cache_clear()
         _namespace.cache_clear()
         for lease in list(HELD):
             lease.inherited()

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 import quire
-from quire import shared_names, shared_records
+from quire import _core, shared_names, shared_records
 from quire.testing import children
 from quire.testing.census import take_census
 from quire.testing.content import new_seed
@@ -370,6 +371,8 @@ def test_no_room_for_the_record(name: str, writes: int, monkeypatch: pytest.Monk
     before = take_census().descriptors
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
+        # The quick way writes by itself; where it cannot, it leaves all to this one.
+        patch.setattr(_core, "attach_segment", lambda *_: None)
         for _ in range(2):
             with pytest.raises(quire.SourceError, match="cannot be written: No space left"):
                 quire.shared(name, SIZE).close() if writes < 2 else attach_to_new(name)
@@ -467,6 +470,61 @@ def test_many_processes_at_once(name: str) -> None:
     with pytest.raises(quire.SourceError, match="nobody holds"):
         quire.shared(name, create=False)
     assert not record_of(name).exists()
+
+
+class TestUnlink:
+    def test_the_name_goes_and_the_memory_stays(self, name: str) -> None:
+        with quire.shared(name, SIZE, create=True) as ours, quire.shared(name) as theirs:
+            quire.unlink(name)
+            ours.write(b"still shared")
+            assert theirs.read(0, 12) == b"still shared"
+            assert ours.shared_name is theirs.shared_name is None
+            assert not record_of(name).exists()
+            for _ in range(2):
+                with pytest.raises(quire.SourceError, match="nobody holds") as caught:
+                    quire.unlink(name)
+                assert caught.value.errno == errno.ENOENT
+
+    def test_the_name_can_be_anothers_at_once(self, name: str) -> None:
+        with quire.shared(name, SIZE, create=True) as first:
+            quire.unlink(name)
+            with quire.shared(name, 2 * SIZE, create=True):
+                first.close()
+                assert quire.shared(name, create=False).size_bytes == 2 * SIZE
+
+    def test_nobody_brings_it_back(self, name: str) -> None:
+        with quire.shared(name, 2 * SIZE, create=True) as ours:
+            ours.write(b"same")
+            quire.unlink(name)
+
+            def child() -> None:
+                assert ours.shared_name is None
+                assert ours.read(0, 4) == b"same"
+
+            assert children.in_fork(child) == ""
+            with pickle.loads(pickle.dumps(ours)) as again:
+                assert again.read(0, 4) == b"same"
+                assert again.shared_name is None
+            here, there = socket.socketpair()
+            with here, there:
+                ours.send(here)
+                with quire.receive(there) as received:
+                    assert received.shared_name is None
+            with ours.split(SIZE) as rest:
+                assert rest.shared_name is None
+            assert not record_of(name).exists()
+
+    def test_what_a_killed_process_left_is_no_name(self, name: str) -> None:
+        record_of(name).write_bytes(record(SIZE, 0, (os.getpid(), 0)))
+        with pytest.raises(quire.SourceError, match="nobody holds"):
+            quire.unlink(name)
+        assert not record_of(name).exists()
+
+    def test_what_is_no_record_stays(self, name: str) -> None:
+        record_of(name).write_bytes(b"something else")
+        with pytest.raises(quire.FormatError):
+            quire.unlink(name)
+        assert record_of(name).exists()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LAYERS = (
     ("page_cache", "pager", "pmap"),
     ("page", "policy", "standby", "readahead", "pressure", "dirty"),
     ("store", "swap"),
-    ("interrupt", "buffers"),
+    ("interrupt", "buffers", "lease"),
     ("counters",),
     ("sys",),
     ("units", "errors", "range_set"),

@@ -21,6 +21,7 @@
 //!                      pages on their way back
 //!   pressure           a budget from what the machine has free
 //!   store  swap        bytes; pages that were evicted from memory that has no source
+//!   lease              slots in the records behind names of shared memory
 //!   sys                system calls
 //!   units errors counters interrupt buffers range_set   used by all
 //! ```
@@ -52,6 +53,7 @@ pub mod interrupt;
 pub mod kernel_daemon;
 pub mod kernel_mapping;
 pub mod laundry;
+pub mod lease;
 pub mod load;
 pub mod mapping;
 pub mod memory_object;

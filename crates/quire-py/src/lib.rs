@@ -8,6 +8,7 @@ mod courier;
 mod errors;
 mod exports;
 mod kernel_mapping;
+mod lease;
 mod mapped;
 mod mapped_file;
 mod mapping;
@@ -36,6 +37,8 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
         wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
+        wrap_pyfunction!(lease::attach_segment, m)?,
+        wrap_pyfunction!(lease::leave_segment, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,

@@ -38,12 +38,12 @@ class Place(NamedTuple):
     def new(cls, descriptor: int) -> str:
         """The name of a block of this process."""
         inode = os.fstat(descriptor).st_ino
-        return f"psm_{os.getpid():06x}_{descriptor:05x}_{inode:010x}"
+        return f"psm_{BLOCKS.process:06x}_{descriptor:05x}_{inode:010x}"
 
     @property
     def path(self) -> str | int:
         """What to give to calls that take a path or a descriptor."""
-        if self.process == os.getpid():
+        if self.process == BLOCKS.process:
             return self.descriptor
         return f"/proc/{self.process}/fd/{self.descriptor}"
 
@@ -167,6 +167,7 @@ class Blocks:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer may close a block while one is entered
         self._known: dict[str, Block] = {}
+        self.process = os.getpid()
 
     def enter(self, block: Block) -> Block:
         """Adds one."""
@@ -228,6 +229,7 @@ class Blocks:
     def inherited(self) -> None:
         """In a forked child, which made none of them."""
         self._lock, known = threading.RLock(), self._known
+        self.process = os.getpid()
         for block in known.values():
             block.made = False
         self._known = {name: block for name, block in known.items() if block.users}

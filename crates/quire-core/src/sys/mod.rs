@@ -12,6 +12,7 @@ pub mod memory;
 pub mod mmap;
 pub mod pagemap;
 pub mod process;
+pub mod record_lock;
 pub mod signal;
 pub mod swap_file;
 pub mod thread;
