@@ -13,12 +13,15 @@ __all__ = [
     "MappedFile",
     "MappingBase",
     "Store",
+    "attach_segment",
     "budget",
     "compress_frame",
     "encode_seek_table",
     "finalize",
     "keep_fault_handlers",
+    "leave_segment",
     "live_mappings",
+    "make_record",
     "map_kernel",
     "open_concat",
     "open_external",
@@ -235,6 +238,9 @@ def map_kernel(
 def attach_segment(
     path: str, label: str, user: int, namespace: int, process: int, prot: int
 ) -> tuple[KernelRange, int, int, tuple[int, int, int]] | None: ...
+def make_record(
+    path: str, user: int, namespace: int, process: int, memory: int
+) -> tuple[int, tuple[int, int, int]] | None: ...
 def leave_segment(record: int, slot: int, path: str) -> None: ...
 def open_file(path: str | PathLike[str], writable: bool = False) -> Store: ...
 def open_memory(data: bytes, label: str) -> Store: ...

@@ -204,18 +204,33 @@ def _created(
 ) -> SharedMapping | None:
     """A new segment of a name; None where it is held."""
     with LOCK:
-        reserved = shared_names.reserve(key)
-        if reserved is None:
+        mapping = _new(name, size, protection, permissions, raw)
+        try:
+            mapping._lease = _lease_of_new(key, mapping.fileno())
+        except BaseException:
+            mapping.close()
+            raise
+        if mapping._lease is None:
+            mapping.close()
             return None
-        with reserved:
-            mapping = _new(name, size, protection, permissions, raw)
-            try:
-                mapping._lease = reserved.publish(mapping.fileno())
-                mapping._lease.show(mapping.fileno())
-            except BaseException:
-                mapping.close()
-                raise
-            return mapping
+        return mapping
+
+
+def _lease_of_new(key: str, memory: int) -> shared_names.Lease | None:
+    quick = shared_names.publish_new(key, memory)
+    if quick is not None:
+        return quick
+    reserved = shared_names.reserve(key)
+    if reserved is None:
+        return None
+    with reserved:
+        lease = reserved.publish(memory)
+        try:
+            lease.show(memory)
+        except BaseException:
+            lease.leave()
+            raise
+        return lease
 
 
 def _new(

@@ -372,7 +372,8 @@ def test_no_room_for_the_record(name: str, writes: int, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         # The quick way writes by itself; where it cannot, it leaves all to this one.
-        patch.setattr(_core, "attach_segment", lambda *_: None)
+        for quick in ("attach_segment", "make_record"):
+            patch.setattr(_core, quick, lambda *_: None)
         for _ in range(2):
             with pytest.raises(quire.SourceError, match="cannot be written: No space left"):
                 quire.shared(name, SIZE).close() if writes < 2 else attach_to_new(name)

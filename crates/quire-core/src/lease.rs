@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -85,16 +86,52 @@ pub fn attach(path: &Path, user: u32, me: Holder, writable: bool) -> Option<Atta
     ours.then_some(Attached { record, slot: slot as u64, memory, identity })
 }
 
+/// Makes the record of a name that nobody has, for a memory file of the caller's; the first slot is its.
+///
+/// It is locked before anything is written: until then it has nothing that another could take for
+/// a segment, and whoever took it away meanwhile is seen by its having no name.
+///
+/// `None` where anything is in the way, and the name is not ours.
+pub fn make(path: &Path, user: u32, me: Holder, memory: &File) -> Option<(File, Identity)> {
+    let identity = identity_of(&memory.metadata().ok()?);
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600).custom_flags(flags);
+    let record = options.open(path).ok()?;
+    if !matches!(record_lock::set(&record, libc::F_WRLCK, offset_of(0), SLOT_BYTES as u64), Ok(true)) {
+        return None;
+    }
+    let found = record.metadata().ok()?;
+    if found.uid() != user || found.nlink() == 0 {
+        return None;
+    }
+    let mut said = [0; HEADER_BYTES + SLOT_BYTES];
+    said[..8].copy_from_slice(MAGIC);
+    for (at, word) in [(8, identity.size), (16, identity.device), (24, identity.inode)] {
+        said[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+    }
+    said[HEADER_BYTES..].copy_from_slice(&slot_of(me, memory.as_raw_fd()));
+    if record.write_all_at(&said, 0).is_err() {
+        let _ = leave(&record, 0, path); // no room: nothing is to be left of it
+        return None;
+    }
+    Some((record, identity))
+}
+
 /// Says in a slot by which descriptor of the process others can open the memory.
 ///
 /// # Errors
 /// As write(2).
 pub fn show(record: &File, slot: u64, me: Holder, descriptor: i32) -> io::Result<()> {
+    record.write_all_at(&slot_of(me, descriptor), offset_of(slot))
+}
+
+fn slot_of(me: Holder, descriptor: i32) -> [u8; SLOT_BYTES] {
     let mut said = [0; SLOT_BYTES];
     said[..8].copy_from_slice(&me.namespace.to_ne_bytes());
     said[8..12].copy_from_slice(&me.process.to_ne_bytes());
     said[12..].copy_from_slice(&descriptor.to_ne_bytes());
-    record.write_all_at(&said, offset_of(slot))
+    said
 }
 
 /// Gives a slot back, and closes the record; the last takes it away.
@@ -138,9 +175,53 @@ fn is_held(slot: &[u8]) -> bool {
 }
 
 fn word(data: &[u8], at: usize) -> u64 {
-    data[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+    u64::from_ne_bytes(std::array::from_fn(|place| data[at + place]))
 }
 
 fn offset_of(slot: u64) -> u64 {
     HEADER_BYTES as u64 + slot * SLOT_BYTES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user() -> u32 {
+        std::fs::metadata("/proc/self").unwrap().uid()
+    }
+
+    fn me() -> Holder {
+        Holder { namespace: 1, process: std::process::id() }
+    }
+
+    #[test]
+    fn a_record_is_made_once_and_goes_with_its_last_slot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.x");
+        let memory = File::create_new(folder.path().join("memory")).unwrap();
+        let (record, identity) = make(&path, user(), me(), &memory).unwrap();
+        let data = std::fs::read(&path).unwrap();
+        assert_eq!(data.len(), HEADER_BYTES + SLOT_BYTES);
+        assert_eq!(word(&data, 24), identity.inode);
+        assert!(make(&path, user(), me(), &memory).is_none());
+        // A memory file is sealed, and this one is none: nothing is attached, and no slot is taken.
+        assert!(attach(&path, user(), me(), true).is_none());
+        assert_eq!(std::fs::read(&path).unwrap(), data);
+        leave(&record, 0, &path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_record_or_not_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for (number, bytes) in [&b""[..], b"quireSM1", &[0; 80], &[7; 5000]].into_iter().enumerate() {
+            let path = folder.path().join(number.to_string());
+            std::fs::write(&path, bytes).unwrap();
+            assert!(attach(&path, user(), me(), true).is_none());
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
+        let memory = File::create_new(folder.path().join("memory")).unwrap();
+        let path = folder.path().join("name.y");
+        assert!(make(&path, user() + 1, me(), &memory).is_none());
+    }
 }

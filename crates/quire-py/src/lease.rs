@@ -1,6 +1,7 @@
 //! Attaching to shared memory by its name, and leaving it: the quick way of `quire.shared_names`.
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -51,6 +52,25 @@ pub fn attach_segment(
         let tuple = (identity.size, identity.device, identity.inode);
         (KernelRange::new(mapping), record.into_raw_fd(), slot, tuple)
     }))
+}
+
+/// Makes the record of a name that nobody has, for a descriptor of the process: the record's own, and
+/// size, device and inode of the memory; None where anything stands in the way.
+#[pyfunction]
+#[allow(unsafe_code)]
+pub fn make_record(
+    py: Python<'_>,
+    path: PathBuf,
+    user: u32,
+    namespace: u64,
+    process: u32,
+    memory: i32,
+) -> Option<(i32, (u64, u64, u64))> {
+    // SAFETY: the caller's mapping keeps it open through the call; it is not closed here.
+    let memory = ManuallyDrop::new(File::from(unsafe { OwnedFd::from_raw_fd(memory) }));
+    let me = Holder { namespace, process };
+    let (record, identity) = py.detach(|| lease::make(&path, user, me, &memory))?;
+    Some((record.into_raw_fd(), (identity.size, identity.device, identity.inode)))
 }
 
 /// Gives back a slot of a record whose descriptor it takes and closes; the last takes it away.

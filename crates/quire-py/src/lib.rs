@@ -39,6 +39,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
         wrap_pyfunction!(lease::attach_segment, m)?,
         wrap_pyfunction!(lease::leave_segment, m)?,
+        wrap_pyfunction!(lease::make_record, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,

@@ -179,7 +179,10 @@ class Blocks:
         """The one of the name, for one more user; None where the process has none."""
         with self._lock:
             block = self._known.get(name)
-            if block is None or not self._still(block):
+            if block is None:
+                return None
+            if not block.named:
+                self._drop(block)
                 return None
             block.users += 1
             return block
@@ -194,19 +197,20 @@ class Blocks:
             if block.mapping.exports >= block.users:
                 raise BufferError("cannot close exported pointers exist")
             block.users -= 1
-            if not block.users:
-                self._still(block)
+            if not block.users and not (block.made and self._known.get(block.name) is block):
+                self._drop(block)
             for name in list(itertools.islice(self._known, LOOKED_AT)):
                 other = self._known.pop(name)
                 self._known[name] = other
-                if not other.users:
-                    self._still(other)
+                if not other.users and other is not block and not other.named:
+                    self._drop(other)
 
     def unlinked(self, name: str) -> None:
         """Lets go of the one of a name that leads there no more."""
         with self._lock:
-            if name in self._known:
-                self._still(self._known[name])
+            block = self._known.get(name)
+            if block is not None:
+                self._drop(block)
 
     def abandon(self, block: Block) -> None:
         """Ends the use by an object that is gone, and whose views end the memory's use."""
@@ -215,16 +219,12 @@ class Blocks:
             if not block.users and not block.made and self._known.get(block.name) is block:
                 del self._known[block.name]
 
-    def _still(self, block: Block) -> bool:
-        """Whether its name leads to it; takes it out where not, or where nothing holds it."""
-        named = block.named
-        if named and (block.users or block.made):
-            return True
+    def _drop(self, block: Block) -> None:
+        """Takes it out, and closes it if no object shows it; arrays that are alive keep it."""
         if self._known.get(block.name) is block:
             del self._known[block.name]
         if not block.users and not block.mapping.exports:
             block.mapping.close()
-        return False
 
     def inherited(self) -> None:
         """In a forked child, which made none of them."""

@@ -39,3 +39,32 @@ pub fn is_sealed(file: &File) -> bool {
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
     seals >= 0 && seals & SIZE_SEALS == SIZE_SEALS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+
+    fn opened(path: &std::path::Path) -> File {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_lock_is_of_its_opening_and_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        let (one, other) = (opened(&path), opened(&path));
+        assert!(set(&one, libc::F_WRLCK, 64, 16).unwrap());
+        assert!(!set(&other, libc::F_WRLCK, 0, 0).unwrap());
+        assert!(!set(&other, libc::F_WRLCK, 79, 1).unwrap());
+        assert!(set(&other, libc::F_WRLCK, 80, 16).unwrap());
+        drop(one);
+        assert!(set(&other, libc::F_WRLCK, 0, 0).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_a_disk_is_not_sealed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_sealed(&opened(&folder.path().join("file"))));
+    }
+}
