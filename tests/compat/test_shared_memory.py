@@ -334,6 +334,11 @@ class TestNames:
             SharedMemory(name, create=create, size=1)
         assert caught.value.errno == number
 
+    def test_a_nul_character(self) -> None:
+        for create in (True, False):
+            with pytest.raises(ValueError, match="embedded null"):
+                SharedMemory("a\0b", create=create, size=1)
+
     def test_places_that_lie(self, tmp_path: Path) -> None:
         """A name that says where a block is leads to blocks and to nothing else."""
         path = tmp_path / "file"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "memmap", "open_memmap"]
 
 MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
-PATTERNS = ("normal", "sequential", "random")
+SAYS_NO_SCALARS = np.lib.NumpyVersion(np.__version__) < "2.0.0"  # to `__array_wrap__`
 
 
 class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
@@ -122,7 +122,9 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         array = super().__array_wrap__(array, context)
         if self is array or type(self) is not memmap:
             return array
-        return array[()] if return_scalar else array.view(np.ndarray)
+        if return_scalar or (SAYS_NO_SCALARS and array.shape == ()):
+            return array[()]
+        return array.view(np.ndarray)
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)

@@ -79,7 +79,7 @@ class SharedMemory:
     Raises:
         FileExistsError: ``create``, and the name is held.
         FileNotFoundError: nobody holds the name, and there is no POSIX segment of it.
-        ValueError: no size or no name where one is needed.
+        ValueError: no size or no name where one is needed; a name with a NUL character.
         OSError: the name cannot be one, or the system refuses.
 
     >>> block = SharedMemory(create=True, size=5)
@@ -111,6 +111,8 @@ class SharedMemory:
                 raise ValueError("'size' must be a positive number different from zero")
         if name is None and not self._flags & os.O_EXCL:
             raise ValueError("'name' can only be None if create=True")
+        if name is not None and "\0" in name:
+            raise ValueError("embedded null character")
         self._track = track
         if name is None:
             block, name = self._made(size), ""
