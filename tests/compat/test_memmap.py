@@ -19,6 +19,7 @@ import quire
 from quire.compat.memmap import load, memmap, open_memmap
 from quire.testing import children
 from quire.testing.touches import touch
+from quire.testing.waiting import wait_until
 
 LENGTH = 5000
 
@@ -375,6 +376,23 @@ def test_advice(path: Path) -> None:
         mapped.advise("nonsense")
     with pytest.raises(ValueError, match="shows no file"):
         memmap.__new__(memmap, path, "f8", "r").copy().advise("random")
+
+
+def test_scattered_touches_tell_the_kernel_by_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.write(os.urandom(1 << 20) * 64)
+        os.fsync(file.fileno())
+    mapped = memmap(path, "u1", "r")
+    rng = np.random.default_rng(3)
+
+    def is_random() -> bool:
+        for index in rng.integers(0, len(mapped), 4):
+            touch(mapped.array, int(index))
+        part = Path("/proc/self/smaps").read_text().partition(f"\n{mapped._mmap.address:x}-")[2]
+        return "rr" in part.partition("VmFlags:")[2].partition("\n")[0].split()
+
+    wait_until(is_random, "the kernel is told of scattered touches")
 
 
 def total(array: np.ndarray) -> tuple[str, str | None, float]:

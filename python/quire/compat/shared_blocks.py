@@ -200,7 +200,9 @@ class Blocks:
             if not block.users and not (block.made and self._known.get(block.name) is block):
                 self._drop(block)
             for name in list(itertools.islice(self._known, LOOKED_AT)):
-                other = self._known.pop(name)
+                other = self._known.pop(name, None)  # a finalizer may have run meanwhile
+                if other is None:
+                    continue
                 self._known[name] = other
                 if not other.users and other is not block and not other.named:
                     self._drop(other)
