@@ -415,6 +415,33 @@ class TestJoblib:
         for one in found[:3]:
             assert one[:2] == ("memmap", path)
 
+    @pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+    def test_in_the_place_of_numpys(self, tmp_path: Path, backend: str) -> None:
+        """Workers write into the file of an output, and nothing is copied to a temporary one."""
+        said = children.run(write_from_workers, tmp_path, backend).check()
+        assert said.split() == ["True", "True", "True"]
+
+
+def row_sum(rows: np.ndarray, output: np.ndarray, index: int) -> str:
+    output[index] = rows[index].sum()
+    return str(getattr(rows, "filename", None))
+
+
+def write_from_workers(folder: str, backend: str) -> None:
+    warnings.simplefilter("ignore", ResourceWarning)
+    np.memmap, np.load = memmap, load
+    path = Path(folder, "rows.npy")
+    np.save(path, np.random.default_rng(1).random((400, 1000)))
+    rows = np.load(path, mmap_mode="r")
+    output = np.memmap(Path(folder, "output.bin"), "f8", "w+", shape=400_000)
+    work = (joblib.delayed(row_sum)(rows, output, index) for index in range(4))
+    found = joblib.Parallel(n_jobs=2, backend=backend)(work)
+    parts = (joblib.delayed(row_sum)(rows[8:].T[::2], output[8:], index) for index in range(4))
+    joblib.Parallel(n_jobs=2, backend=backend)(parts)
+    print({Path(one).name for one in found} == {path.name})
+    print(np.allclose(output[:4], rows[:4].sum(1)))
+    print(np.allclose(output[8:12], rows[8:, ::2].sum(0)[:4]))
+
 
 class TestDask:
     def test_tokens_without_a_look_at_the_bytes(self, path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import quire
 from quire.compat.memmap_npy import MappedNpz, byte_bounds, numpy_load, read_header, write_header
 from quire.compat.memmap_source import Window, map_file, map_source, reopened, source_of
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     import numpy.typing as npt
-
-    import quire
 
 __all__ = ["load", "memmap", "open_memmap"]
 
@@ -107,7 +106,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         self = super().__new__(cls, lengths, element, window.buffer, window.at, order=order)
         self._window, self.offset, self.mode = window, offset, mode
         self.filename = window.filename
-        _tell_dask()
+        _tell_libraries()
         return self
 
     def __array_finalize__(self, obj: object) -> None:
@@ -211,7 +210,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
     def __getattr__(self, name: str) -> Any:
         # What dask asks for before it makes a token, which it may be imported after this array for.
         if name in ("__dask_graph__", "chunks"):
-            _tell_dask()
+            _tell_libraries()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -305,7 +304,7 @@ def _whole(cls: type[memmap], window: Window, mode: str) -> memmap:
         cls, window.shape, window.dtype, window.buffer, window.at, order=window.order
     )
     self._window, self.filename, self.offset, self.mode = window, None, window.at, mode
-    _tell_dask()
+    _tell_libraries()
     return self
 
 
@@ -319,7 +318,7 @@ def _unpickled(
     self.offset, self.mode = window.offset, "r+" if mode == "w+" else mode
     if not writable:
         self.flags.writeable = False
-    _tell_dask()
+    _tell_libraries()
     return self
 
 
@@ -334,10 +333,16 @@ def _token(array: memmap) -> Any:
     return named and ("quire.memmap", *named, first, array.shape, array.strides, array.dtype.str)
 
 
-def _tell_dask() -> None:
-    """Has dask name read-only arrays by `_token`, once it is imported."""
+def _tell_libraries() -> None:
+    """Has libraries that are imported by now know of the class: what they can do with numpy's.
+
+    dask names read-only arrays by `_token`. joblib, where this class is in the place of numpy's,
+    sends a path for it, if it finds a map at the end of its bases: it looks for `mmap.mmap`.
+    """
     tokens = sys.modules.get("dask.tokenize")
-    if tokens is None or memmap in tokens.normalize_token._lookup:
-        return
-    hashed = tokens.normalize_token.dispatch(np.ndarray)
-    tokens.normalize_token.register(memmap, lambda array: _token(array) or hashed(array.array))
+    if tokens is not None and memmap not in tokens.normalize_token._lookup:
+        hashed = tokens.normalize_token.dispatch(np.ndarray)
+        tokens.normalize_token.register(memmap, lambda array: _token(array) or hashed(array.array))
+    reducer = sys.modules.get("joblib._memmapping_reducer")
+    if reducer is not None and isinstance(getattr(reducer, "mmap", None), type):
+        reducer.mmap = (reducer.mmap, quire.KernelMapping)  # type: ignore[attr-defined]
