@@ -1,4 +1,4 @@
-"""The pages of `docs/internals` and `docs/guide`, done again: a block shows what stands in it.
+"""The pages of the folders of `docs`, done again: a block shows what stands in it.
 
 Each page is done in a process and a folder of its own, in which the examples are, and each block
 goes on where the last one ended. Its kind is the word after the fence: what is typed follows the
@@ -24,7 +24,7 @@ from quire.model.session import Session
 from quire.testing import children
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = sorted(path for name in ("guide", "internals") for path in (DOCS / name).glob("*.md"))
+PAGES = sorted(path for name in ("guide", "internals", "migration") for path in (DOCS / name).glob("*.md"))
 BLOCK = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 NEVER = r"(?!)"
 FILE = re.compile(r"# ([\w.]+)\n")
