@@ -146,7 +146,8 @@ def test_closed_is_said_by_everything(m: mmap.mmap) -> None:
     m.close()
     calls = [
         lambda: m[0], lambda: m[0:1], lambda: m.__setitem__(0, 1), lambda: len(m),
-        m.read, m.read_byte, m.readline, m.tell, m.size, m.flush, lambda: m.seek(0), lambda: m.write(b""),
+        m.read, m.read_byte, m.readline, m.tell, m.size, m.flush, lambda: m.seek(0),
+        lambda: m.write(b""),
         lambda: m.write_byte(1), lambda: m.find(b""), lambda: m.rfind(b""), lambda: m.move(0, 0, 0),
         lambda: m.resize(5), lambda: m.madvise(0), lambda: m.__enter__(), lambda: memoryview(m),
         lambda: b"a" in m, lambda: m.set_name("x"), lambda: list(m), lambda: list(reversed(m)),

@@ -24,7 +24,8 @@ from quire.model.session import Session
 from quire.testing import children
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = sorted(path for name in ("guide", "internals", "migration") for path in (DOCS / name).glob("*.md"))
+FOLDERS = ("guide", "internals", "migration")
+PAGES = sorted(path for name in FOLDERS for path in (DOCS / name).glob("*.md"))
 BLOCK = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 NEVER = r"(?!)"
 FILE = re.compile(r"# ([\w.]+)\n")
