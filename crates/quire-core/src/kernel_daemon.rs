@@ -279,7 +279,10 @@ impl Watch {
         while self.ahead.start < end {
             match reader.read_at(scratch, self.ahead.start) {
                 Ok(got) if got > 0 => self.ahead.start += got as u64,
-                _ => self.ahead = 0..0, // the walk meets the end, or the error, itself
+                _ => {
+                    self.ahead = 0..0; // the walk meets the end, or the error, itself
+                    return;
+                }
             }
         }
     }

@@ -206,7 +206,7 @@ impl MappedFileBase {
         if let Some(line) = kernel::touch(search).map(own).map_err(|id| self.failed(id, from))? {
             // SAFETY: as in `copy_out`.
             let line = unsafe { line?.cast_into_unchecked::<PyBytes>() };
-            self.move_to(from + line.as_bytes().len());
+            self.move_to(self.position() + line.as_bytes().len()); // which may lie beyond the end
             return Ok(line);
         }
         let end = self.first_of(py, span, near..span.size, b"\n")?;
@@ -214,7 +214,7 @@ impl MappedFileBase {
         let span = self.span(py)?; // the lock may have been released
         let len = to.min(span.size).saturating_sub(from);
         let line = self.copy_out(py, span, from.min(span.size), len)?;
-        self.move_to(from + len);
+        self.move_to(self.position() + len);
         Ok(line)
     }
 
