@@ -83,3 +83,31 @@ def test_the_programs_own_advice_is_left_alone(path: Path) -> None:
         assert is_random(other)
         assert not is_random(mapping)
         other.close()
+
+
+def test_reading_ahead_ends_where_the_file_was_truncated(path: Path, tmp_path: Path) -> None:
+    """Who watches goes on to other mappings: these are told of their touches as before."""
+    at = [0]
+    with quire.map(path, sharing="shared") as mapping:
+        array = mapping.array
+
+        def far_ahead() -> bool:
+            array[at[0] : at[0] + (64 << 10)].sum()
+            at[0] += 64 << 10
+            return at[0] > 8 << 20
+
+        wait_until(far_ahead, "a walk is under way")
+        os.truncate(path, at[0] + (4 << 20))
+        for start in range(at[0], at[0] + (4 << 20), 64 << 10):
+            array[start : start + (64 << 10)].sum()
+        other_path = tmp_path / "other.bin"
+        with other_path.open("wb") as file:
+            file.truncate(SIZE)
+        with quire.map(other_path, sharing="shared") as other:
+            seeds = iter(range(1000))
+
+            def scattered() -> bool:
+                touch_scattered(other.array, next(seeds))
+                return is_random(other)
+
+            wait_until(scattered, "the kernel is told of scattered touches")
