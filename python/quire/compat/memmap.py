@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["load", "memmap", "open_memmap"]
 
 MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
-SAYS_NO_SCALARS = np.lib.NumpyVersion(np.__version__) < "2.0.0"  # to `__array_wrap__`
 
 
 class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
@@ -121,7 +120,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         array = super().__array_wrap__(array, context)
         if self is array or type(self) is not memmap:
             return array
-        if return_scalar or (SAYS_NO_SCALARS and array.shape == ()):
+        if return_scalar:
             return array[()]
         return array.view(np.ndarray)
 

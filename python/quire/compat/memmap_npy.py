@@ -12,11 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy import load as numpy_load  # as it was when this was imported
 from numpy.lib import format as npy
-
-try:
-    from numpy.lib.array_utils import byte_bounds
-except ImportError:  # numpy 1
-    from numpy import byte_bounds  # type: ignore[attr-defined, no-redef]
+from numpy.lib.array_utils import byte_bounds
 
 if TYPE_CHECKING:
     from quire.compat.memmap import memmap
