@@ -66,9 +66,9 @@ def test_what_a_walk_will_touch_is_read_ahead(path: Path) -> None:
             array[at[0] : at[0] + (64 << 10)].sum()
             at[0] += 64 << 10
             ahead = mapping.residency()[at[0] // 4096 :]
-            return ahead[: (20 << 20) // 4096].count(1) == (20 << 20) // 4096
+            return ahead[: (4 << 20) // 4096].count(1) == (4 << 20) // 4096
 
-        wait_until(far_ahead, "20 MiB ahead of the walk are cached")
+        wait_until(far_ahead, "4 MiB ahead of the walk are cached")
 
 
 def test_the_programs_own_advice_is_left_alone(path: Path) -> None:

@@ -2,57 +2,49 @@
 //! walks, and keeps budgets.
 //!
 //! The kernel tells of no touch, but which pages have translations (PAGEMAP_SCAN). Pages that came since
-//! the last look are the touches, to about 16 pages, as the kernel maps what is cached around a fault, or
-//! to a huge page where the page cache has those:
+//! the last look are the touches, to about 16 pages, as the kernel maps what is cached around a fault.
 //!
-//! - some, far from each other: `MADV_RANDOM`, as the kernel's own readahead would read 17 times too much;
-//! - a run that begins where the last one ended, some looks in a row: what follows is read ahead, by read(2) of a description of our own, whose
-//!   readahead the faults of the mapping do not disturb; faults then find the pages cached.
+//! - A range begins as `MADV_RANDOM`, so that a touch brings in one page: the kernel's own
+//!   default reads as much around it as a device's readahead is (128 KiB, or many MiB).
+//! - A walk (`walks.rs`) makes it `MADV_SEQUENTIAL`, and `MADV_NORMAL` one backward: the kernel reads ahead in
+//!   large folios, twice its window. Where that window is small quire asks for more (posix_fadvise(3)).
+//! - Scattered touches make it `MADV_RANDOM` again.
 //!
-//! A budget is kept by second chance over blocks of 2 MiB of the file: the translations of the blocks that have had
-//! theirs longest are taken away (`MADV_DONTNEED`, which takes nothing from a file), those that are touched
-//! again come back at the cost of a minor fault and are the youngest. Where the page cache is to be dropped
-//! too, what has not come back until the next look is written back and dropped.
+//! Budgets are kept in `budget.rs`.
 //!
-//! One thread, which ends when there has been nothing to watch for a while.
+//! One thread, which ends when there has been nothing to watch for a while. The child of a fork has none,
+//! until it maps something or has a budget to keep, and the kernel's default again ([`leave_in_child`]).
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+mod budget;
+mod walks;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::pmap::kernel::{Region, Wishes};
+use crate::pmap::kernel::{NOT_ADVISED, Region, Wishes};
 use crate::space::SPACE;
 use crate::sys::backing::Backing;
-use crate::sys::memory::{Range, page_bytes};
+use crate::sys::memory::Range;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{futex, mmap, thread};
+use budget::{Blocks, drop_ahead};
+use walks::Walks;
 
 /// Smaller mappings are not worth a look.
 const LEAST_BYTES: u64 = 1 << 20;
-const TICK_LEAST: Duration = Duration::from_millis(2);
-/// Where a budget is being overrun.
-const TICK_OVER: Duration = Duration::from_micros(200);
+/// While it is not known how a range is walked, or a budget is all but used up.
+const TICK_LEAST: Duration = Duration::from_micros(500);
+const TICK_BUSY: Duration = Duration::from_millis(2);
 const TICK_MOST: Duration = Duration::from_millis(256);
 /// Ticks of the longest kind without anything to watch, after which the thread ends.
 const IDLE_TICKS: u32 = 8;
-/// What goes at once: the largest folio of the page cache, of which the kernel drops no part.
-const BLOCK: u64 = 2 << 20;
-/// Runs that came and are no walk, and their bytes at most, for "random".
+/// Scattered touches in looks without a walk, for "random".
 const SCATTERED: usize = 4;
-const SCATTERED_BYTES: usize = 4 << 20;
-/// Looks in a row that saw a walk go on.
-const STREAK: u32 = 3;
-/// Read ahead of a walk at most, and between two looks.
-const AHEAD: usize = 32 << 20;
-const AHEAD_ONCE: usize = 8 << 20;
-const READ_BYTES: usize = 1 << 20;
-/// Trimmed from this part of the budget on, down to that one.
-const TRIM_FROM: (u64, u64) = (3, 4);
-const TRIM_TO: (u64, u64) = (1, 2);
+/// Read ahead of a walk, by the kernel or else by quire.
+const AHEAD: u64 = 8 << 20;
 
 static RUNS_IN: AtomicU32 = AtomicU32::new(0);
 static BELL: AtomicU32 = AtomicU32::new(0);
@@ -61,9 +53,10 @@ static DOZES: AtomicBool = AtomicBool::new(false);
 
 /// A mapping was made, or wishes changed.
 pub fn notice(region: &Region) {
-    if region.size < LEAST_BYTES || region.backing.is_none() {
+    if region.size < LEAST_BYTES || !region.backing.as_ref().is_some_and(|file| file.is_regular()) {
         return;
     }
+    hush(region);
     let own = std::process::id();
     let runs_in = RUNS_IN.load(Ordering::Acquire);
     if runs_in != own && RUNS_IN.compare_exchange(runs_in, own, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -75,6 +68,16 @@ pub fn notice(region: &Region) {
     if DOZES.swap(false, Ordering::AcqRel) {
         BELL.fetch_add(1, Ordering::AcqRel);
         futex::wake_all(&BELL);
+    }
+}
+
+/// Turns the kernel's reading ahead off, until a walk is seen.
+fn hush(region: &Region) {
+    if region.wishes.advised.load(Ordering::Relaxed) == NOT_ADVISED
+        && !region.wishes.hushed.swap(true, Ordering::Relaxed)
+    {
+        // SAFETY: pages of the region; the advice takes nothing.
+        let _ = unsafe { mmap::advise(region.range, libc::MADV_RANDOM) };
     }
 }
 
@@ -92,7 +95,7 @@ struct Look {
 impl Look {
     fn of(region: &Region) -> Option<Look> {
         let backing =
-            region.backing.as_ref().filter(|file| file.is_regular() && region.size >= LEAST_BYTES)?;
+            region.backing.as_ref().filter(|file| region.size >= LEAST_BYTES && file.is_on_disk())?;
         region.users.fetch_add(1, Ordering::AcqRel);
         Some(Look {
             id: region.id,
@@ -105,16 +108,9 @@ impl Look {
         })
     }
 
-    /// The block of the file that an address shows.
-    fn block(&self, address: usize) -> u64 {
-        (self.offset + (address - self.range.start) as u64) / BLOCK
-    }
-
-    /// The addresses that show a block.
-    fn addresses(&self, block: u64) -> Range {
-        let at = |offset: u64| offset.saturating_sub(self.offset).min(self.range.len as u64) as usize;
-        let (start, end) = (at(block * BLOCK), at((block + 1) * BLOCK));
-        Range { start: self.range.start + start, len: end - start }
+    /// Where in the file the byte at an address is.
+    fn offset_of(&self, address: usize) -> u64 {
+        self.offset + (address - self.range.start) as u64
     }
 
     fn advise(&self, range: Range, advice: i32) {
@@ -152,7 +148,6 @@ fn serve() {
 fn watch(pagemap: &Pagemap) {
     let mut watched: HashMap<u64, Watch> = HashMap::new();
     let (mut tick, mut idle, mut time) = (TICK_LEAST, 0, 0);
-    let mut scratch = Vec::new();
     while idle < IDLE_TICKS {
         let seen = BELL.load(Ordering::Acquire);
         // One that was made just now may be gone in a moment: it is not held up.
@@ -160,22 +155,15 @@ fn watch(pagemap: &Pagemap) {
         let looks: Vec<Look> = SPACE.kernel().values().filter(known).filter_map(Look::of).collect();
         watched.retain(|id, _| looks.iter().any(|look| look.id == *id));
         time += 1;
-        let mut all = Looked::default();
-        for look in &looks {
-            let watch = watched.entry(look.id).or_default();
-            let Looked { busy, over } = watch.look(look, pagemap, time);
-            all = Looked { busy: all.busy || busy, over: all.over || over };
-        }
-        let empty = looks.is_empty();
-        drop(looks); // no mapping's end waits for the disk
-        watched.values_mut().for_each(|watch| watch.read_ahead(&mut scratch));
-        tick = match all {
-            Looked { over: true, .. } => TICK_OVER,
-            Looked { busy: true, .. } => TICK_LEAST,
-            _ => (tick * 2).min(TICK_MOST),
+        let pace = looks.iter().map(|look| watched.entry(look.id).or_default().look(look, pagemap, time));
+        tick = match pace.max().unwrap_or(Pace::Idle) {
+            Pace::Pressing => TICK_LEAST,
+            Pace::Busy => TICK_BUSY,
+            Pace::Idle => (tick * 2).min(TICK_MOST),
         };
-        idle = if empty && tick == TICK_MOST { idle + 1 } else { 0 };
-        DOZES.store(tick > 2 * TICK_LEAST, Ordering::Release);
+        idle = if looks.is_empty() && tick == TICK_MOST { idle + 1 } else { 0 };
+        drop(looks); // no mapping's end waits for a tick
+        DOZES.store(tick > 2 * TICK_BUSY, Ordering::Release);
         futex::wait(&BELL, seen, tick);
         if BELL.load(Ordering::Acquire) != seen {
             tick = TICK_LEAST;
@@ -183,202 +171,112 @@ fn watch(pagemap: &Pagemap) {
     }
 }
 
-/// A block with translations, or that had them at the last look.
-struct Block {
-    /// The look that saw it come.
-    since: u64,
-    /// Its translations were taken away, at this look.
-    taken: Option<u64>,
-}
-
-/// What came of a look.
-#[derive(Clone, Copy, Default)]
-struct Looked {
-    /// Pages have come since the last one.
-    busy: bool,
-    /// They were too many.
-    over: bool,
+/// How soon the next look is to be.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Pace {
+    /// No page has come since the last one.
+    Idle,
+    /// Some have.
+    Busy,
+    /// They were not what the advice expects, or there is a budget to keep.
+    Pressing,
 }
 
 /// What is known of one region.
 #[derive(Default)]
 struct Watch {
     runs: Vec<Range>,
-    random: bool,
+    walks: Walks,
+    /// The advice that is in force for all of it.
+    advice: Option<i32>,
     /// Scattered touches of late.
     scattered: usize,
-    /// Where the runs of the last look ended, and for how many looks one has gone on from there.
-    ends: Vec<usize>,
-    streak: u32,
-    /// The file, opened for reading ahead, where to begin, and where to end.
-    reader: Option<File>,
-    ahead: std::ops::Range<u64>,
-    blocks: BTreeMap<u64, Block>,
+    /// Up to where was read ahead.
+    ahead: usize,
+    blocks: Blocks,
 }
 
 impl Watch {
     /// Looks, and does what is to be done.
-    fn look(&mut self, look: &Look, pagemap: &Pagemap, time: u64) -> Looked {
+    fn look(&mut self, look: &Look, pagemap: &Pagemap, time: u64) -> Pace {
+        let leashed = look.wishes.is_leashed();
+        let advised = look.wishes.advised.load(Ordering::Relaxed) != NOT_ADVISED;
+        if !advised && (self.advice.is_none() || leashed) {
+            self.set_advice(look, libc::MADV_RANDOM);
+        }
         let mut runs = Vec::new();
         if pagemap.present(look.range, &mut |run| runs.push(run)).is_err() {
-            return Looked::default();
+            return Pace::Idle;
         }
         let fresh = fresh(&self.runs, &runs);
-        let budget = look.wishes.budget.load(Ordering::Relaxed);
-        if !look.wishes.advised.load(Ordering::Relaxed) {
-            self.advise(look, &fresh);
+        let noted = self.walks.note(&fresh);
+        noted.in_vain.into_iter().for_each(|ahead| drop_ahead(look, ahead));
+        let before = self.advice;
+        if !advised && !leashed {
+            self.walks.clear_ahead().for_each(|ahead| drop_ahead(look, ahead));
+            self.advise(look, noted.walking, noted.scattered);
         }
-        if budget != u64::MAX {
-            self.note_blocks(look, &runs, time);
+        let bounded = look.wishes.is_bounded();
+        self.runs = if bounded { self.blocks.keep(look, runs, &mut self.walks, time) } else { runs };
+        let settled = self.advice == before && (self.scattered >= SCATTERED || noted.walking.is_some());
+        match fresh.is_empty() {
+            true => Pace::Idle,
+            false if bounded || !settled => Pace::Pressing,
+            false => Pace::Busy,
         }
-        let over = budget != u64::MAX && self.keep(look, &runs, budget, time);
-        self.runs = runs;
-        Looked { busy: !fresh.is_empty(), over }
     }
 
     /// Follows walks and notices scattered touches.
-    fn advise(&mut self, look: &Look, fresh: &[Range]) {
-        if fresh.is_empty() {
-            return;
-        }
-        let (walks, others): (Vec<Range>, Vec<Range>) =
-            fresh.iter().partition(|run| self.ends.contains(&run.start));
-        self.ends = fresh.iter().map(|run| run.end()).collect();
-        self.streak = if walks.is_empty() { 0 } else { self.streak + 1 };
-        let scattered = others.iter().filter(|run| run.len < SCATTERED_BYTES).count();
-        if self.streak >= STREAK
-            && let Some(run) = walks.iter().max_by_key(|run| run.len)
-        {
-            if std::mem::take(&mut self.random) {
-                look.advise(look.range, libc::MADV_NORMAL);
+    fn advise(&mut self, look: &Look, walking: Option<bool>, scattered: usize) {
+        match walking {
+            Some(forward) => {
+                self.scattered = 0;
+                self.set_advice(look, if forward { libc::MADV_SEQUENTIAL } else { libc::MADV_NORMAL });
+                if forward && look.backing.read_ahead_bytes() < AHEAD {
+                    self.read_ahead(look);
+                }
             }
-            self.scattered = 0;
-            if self.reader.is_none() {
-                self.reader = look.backing.reader().ok();
-            }
-            let at = look.offset + (run.end() - look.range.start) as u64;
-            let last = look.offset + look.range.len as u64;
-            let budget = look.wishes.budget.load(Ordering::Relaxed);
-            let window = (AHEAD as u64).min(budget / 8);
-            self.ahead = at.max(self.ahead.start.min(at + window))..(at + window).min(last);
-            return;
-        }
-        self.scattered = if scattered == 0 { self.scattered / 2 } else { self.scattered + scattered };
-        if !self.random && self.scattered >= SCATTERED {
-            self.random = true;
-            self.ahead = 0..0;
-            look.advise(look.range, libc::MADV_RANDOM);
-        }
-    }
-
-    /// Has the page cache hold what a walk will touch.
-    fn read_ahead(&mut self, scratch: &mut Vec<u8>) {
-        let Some(reader) = &self.reader else { return };
-        scratch.resize(READ_BYTES, 0);
-        let end = self.ahead.end.min(self.ahead.start + AHEAD_ONCE as u64);
-        while self.ahead.start < end {
-            match reader.read_at(scratch, self.ahead.start) {
-                Ok(got) if got > 0 => self.ahead.start += got as u64,
-                _ => {
-                    self.ahead = 0..0; // the walk meets the end, or the error, itself
-                    return;
+            None => {
+                self.scattered = if scattered == 0 { self.scattered / 2 } else { self.scattered + scattered };
+                if self.scattered >= SCATTERED {
+                    self.set_advice(look, libc::MADV_RANDOM);
                 }
             }
         }
     }
 
-    fn note_blocks(&mut self, look: &Look, runs: &[Range], time: u64) {
-        let mut here = std::collections::BTreeSet::new();
-        for run in runs {
-            here.extend(look.block(run.start)..=look.block(run.end() - 1));
+    fn set_advice(&mut self, look: &Look, advice: i32) {
+        let hushed = look.wishes.hushed.swap(advice == libc::MADV_RANDOM, Ordering::Relaxed);
+        if self.advice.replace(advice) == Some(advice) && hushed == (advice == libc::MADV_RANDOM) {
+            return;
         }
-        for block in &here {
-            let known = self.blocks.entry(*block).or_insert(Block { since: time, taken: None });
-            if known.taken.is_some_and(|taken| taken < time) {
-                *known = Block { since: time, taken: None }; // touched again
-            }
+        look.advise(look.range, advice);
+        // The program's own, given at this very moment.
+        let own = look.wishes.advised.load(Ordering::Relaxed);
+        if own != NOT_ADVISED {
+            look.advise(look.range, own);
         }
-        self.blocks.retain(|block, known| here.contains(block) || known.taken.is_some());
     }
 
-    /// Takes what is over the budget; whether anything was.
-    fn keep(&mut self, look: &Look, runs: &[Range], budget: u64, time: u64) -> bool {
-        let drops = look.wishes.drops.load(Ordering::Relaxed);
-        let cached = if drops { cached_blocks(look) } else { None };
-        let mapped: u64 = runs.iter().map(|run| run.len as u64).sum();
-        let resident = cached.as_ref().map_or(mapped, |blocks| blocks.values().sum::<u64>());
-        look.wishes.peak.fetch_max(resident, Ordering::Relaxed);
-        if resident <= budget / TRIM_FROM.1 * TRIM_FROM.0 {
-            return false;
-        }
-        let mut over = resident - budget / TRIM_TO.1 * TRIM_TO.0;
-        // What nobody touches (read ahead in vain, or taken and not missed) has no age and goes first.
-        let age = |block: &u64| {
-            self.blocks.get(block).filter(|known| known.taken.is_none()).map_or(0, |known| known.since)
-        };
-        let held = cached.unwrap_or_else(|| bytes_of_blocks(look, runs));
-        let mut victims: Vec<(u64, u64)> = held.into_iter().collect();
-        victims.sort_by_key(|(block, _)| age(block));
-        let mut chosen = Vec::new();
-        for (block, bytes) in victims {
-            if over == 0 {
-                break;
-            }
-            over = over.saturating_sub(bytes);
-            look.wishes.trimmed.fetch_add(bytes, Ordering::Relaxed);
-            chosen.push(block);
-        }
-        chosen.sort_unstable();
-        for blocks in chosen.chunk_by(|one, next| one + 1 == *next) {
-            self.take(look, blocks, drops, time);
-        }
-        true
-    }
-
-    /// Takes some blocks, one after the other in the file, in as few calls as can be: dropping pages
-    /// waits for all CPUs.
-    fn take(&mut self, look: &Look, blocks: &[u64], drops: bool, time: u64) {
-        let first = look.addresses(blocks[0]);
-        let last = look.addresses(blocks[blocks.len() - 1]);
-        let range = Range { start: first.start, len: last.end() - first.start };
-        look.advise(range, libc::MADV_DONTNEED);
-        for block in blocks {
-            if let Some(known) = self.blocks.get_mut(block) {
-                known.taken = Some(time);
-            }
-        }
-        if drops {
-            if look.writes {
-                let _ = mmap::sync(range, libc::MS_SYNC);
-            }
-            look.backing.drop_cached(blocks[0] * BLOCK, blocks.len() as u64 * BLOCK);
-            blocks.iter().for_each(|block| _ = self.blocks.remove(block));
+    /// Has the kernel read what a walk will touch.
+    fn read_ahead(&mut self, look: &Look) {
+        let Some(walk) = self.walks.forward().last() else { return };
+        let at = walk.over.end();
+        let end = look.range.end().min(at + AHEAD as usize);
+        let start = if (at..=end).contains(&self.ahead) { self.ahead } else { at };
+        if start < end && (start == at || start < at + AHEAD as usize / 2) {
+            look.backing.will_need(look.offset_of(start), (end - start) as u64);
+            self.ahead = end;
         }
     }
 }
 
-/// Bytes of each block that lie in runs of pages.
-fn bytes_of_blocks(look: &Look, runs: &[Range]) -> BTreeMap<u64, u64> {
-    let mut blocks = BTreeMap::new();
-    for run in runs {
-        for block in look.block(run.start)..=look.block(run.end() - 1) {
-            let part = look.addresses(block);
-            let bytes = part.end().min(run.end()) - part.start.max(run.start);
-            *blocks.entry(block).or_insert(0) += bytes as u64;
-        }
+/// In the child of a fork, which has no daemon: nobody would end what is good for scattered touches only.
+pub fn leave_in_child(region: &Region) {
+    if region.wishes.hushed.swap(false, Ordering::Relaxed) {
+        // SAFETY: pages of the region; the advice takes nothing.
+        let _ = unsafe { mmap::advise(region.range, libc::MADV_NORMAL) };
     }
-    blocks
-}
-
-/// Bytes of each block in the page cache, those without any left out.
-fn cached_blocks(look: &Look) -> Option<BTreeMap<u64, u64>> {
-    let pages = mmap::resident(look.range).ok()?;
-    let mut blocks = BTreeMap::new();
-    for (index, _) in pages.iter().enumerate().filter(|(_, page)| **page != 0) {
-        let block = look.block(look.range.start + index * page_bytes());
-        *blocks.entry(block).or_insert(0) += page_bytes() as u64;
-    }
-    Some(blocks)
 }
 
 /// The parts of `now` that were not in `before`, both in order.

@@ -179,7 +179,7 @@ impl KernelMapping {
     /// `Invalid` where pages have no other home than memory, or are not counted.
     pub fn set_budget(&self, budget: u64, drops: bool) -> Result<(), MapError> {
         let can = |region: &Region| {
-            let file = region.backing.as_ref().is_some_and(|file| file.is_regular());
+            let file = region.backing.as_ref().is_some_and(|file| file.is_on_disk());
             file && !region.is_private_writable() && region.page == page_bytes()
         };
         if budget != u64::MAX && !self.look(can).ok_or_else(closed)? {
@@ -313,7 +313,7 @@ impl KernelMapping {
             return Ok(());
         }
         if matches!(advice, libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL) {
-            self.wishes.advised.store(true, Ordering::Relaxed);
+            self.wishes.advised.store(advice, Ordering::Relaxed);
         }
         // SAFETY: pages of the region, which is in use; what the advice does is meant.
         unsafe { mmap::advise(range, advice) }.map_err(|errno| sys("madvise", errno))

@@ -17,6 +17,7 @@ use crate::errors::{MapError, words_of};
 use crate::fault;
 use crate::fill::FillPool;
 use crate::interrupt;
+use crate::kernel_daemon;
 use crate::page_cache::PAGE_CACHE;
 use crate::pmap::{self, Kind, Pmap, RunningPmap, Tracking};
 use crate::space::{MapEntry, SPACE};
@@ -189,7 +190,10 @@ extern "C" fn after_fork_in_child() {
         interrupt::clear();
         signal::reset_in_child();
         // What the kernel pages is inherited as it is; other threads' calls on it ended with them.
-        SPACE.kernel().values().for_each(|region| region.users.store(0, Ordering::Release));
+        for region in SPACE.kernel().values() {
+            region.users.store(0, Ordering::Release);
+            kernel_daemon::leave_in_child(region);
+        }
         for entry in SPACE.entries_in_child() {
             entry.armed.store(false, Ordering::Release);
             // Failing here leaves a hole: a touch is then a SIGSEGV that finds the entry all the same.
@@ -205,6 +209,7 @@ extern "C" fn after_fork_in_child() {
 /// # Errors
 /// When the kernel refuses; the entries stay inaccessible, and it can be tried again.
 pub fn rearm() -> Result<(), MapError> {
+    SPACE.kernel().values().filter(|region| region.wishes.is_bounded()).for_each(kernel_daemon::notice);
     let mut state = RUNTIME.lock();
     for (entry, _in_flight) in SPACE.all() {
         if !entry.writable && !entry.armed.load(Ordering::Acquire) {

@@ -19,7 +19,7 @@ mod mend;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use crate::errors::{FaultCode, MapError};
 use crate::interrupt::{self, PageError};
@@ -56,13 +56,18 @@ pub struct Ask {
     pub source: Arc<str>,
 }
 
+/// No MADV_ number.
+pub const NOT_ADVISED: i32 = -1;
+
 /// What a mapping wishes of who watches it.
 #[derive(Debug)]
 pub struct Wishes {
     /// The daemon has seen it.
     pub seen: AtomicBool,
-    /// The program has given advice of its own.
-    pub advised: AtomicBool,
+    /// The program's own advice about reading ahead, [`NOT_ADVISED`] where it has given none.
+    pub advised: AtomicI32,
+    /// The daemon has turned the kernel's reading ahead off.
+    pub hushed: AtomicBool,
     /// Bytes that may be resident.
     pub budget: AtomicU64,
     /// What goes also goes from the page cache.
@@ -77,12 +82,25 @@ impl Default for Wishes {
     fn default() -> Self {
         Wishes {
             seen: AtomicBool::new(false),
-            advised: AtomicBool::new(false),
+            advised: AtomicI32::new(NOT_ADVISED),
+            hushed: AtomicBool::new(false),
             budget: AtomicU64::new(u64::MAX),
             drops: AtomicBool::new(false),
             peak: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
         }
+    }
+}
+
+impl Wishes {
+    /// Whether there is a budget.
+    pub fn is_bounded(&self) -> bool {
+        self.budget.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    /// Whether what is read ahead must be within the budget too.
+    pub fn is_leashed(&self) -> bool {
+        self.is_bounded() && self.drops.load(Ordering::Relaxed)
     }
 }
 
@@ -329,6 +347,11 @@ impl Region {
             return Ok(false);
         }
         self.uncover();
+        if self.wishes.is_leashed() {
+            // The leashes of walks have split it: mremap(2) takes one map entry.
+            // SAFETY: pages of the region; the advice takes nothing.
+            let _ = unsafe { mmap::advise(self.range, libc::MADV_RANDOM) };
+        }
         let writes = self.is_shared_writable();
         if let Some(backing) = self.backing.as_ref().filter(|file| writes && file.is_regular()) {
             let end = self.offset + self.slack as u64 + size;

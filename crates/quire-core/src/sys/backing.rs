@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What is mapped.
 pub struct Backing {
@@ -18,6 +19,15 @@ pub struct Backing {
     regular: bool,
     /// Opened by its path, for writing.
     writable: bool,
+    /// Asked of the kernel when first needed.
+    paging: OnceLock<Paging>,
+}
+
+/// How the kernel pages a file.
+#[derive(Clone, Copy, Debug)]
+struct Paging {
+    in_memory: bool,
+    read_ahead: u64,
 }
 
 /// Why a page cannot be had.
@@ -95,6 +105,7 @@ impl Opened {
             path: self.path,
             writable: self.writable,
             file: keep.then_some(self.file),
+            paging: OnceLock::new(),
         }
     }
 }
@@ -133,12 +144,30 @@ impl Backing {
         work(&again.file)
     }
 
-    /// A description of its own of the file, with readahead of its own.
-    ///
-    /// # Errors
-    /// As open(2).
-    pub fn reader(&self) -> io::Result<File> {
-        self.with_file(|file| File::open(format!("/proc/self/fd/{}", file.as_raw_fd())))
+    /// Whether its pages have a home on a disk, or behind a network: not those of a memory file, nor of
+    /// a file on tmpfs or hugetlbfs, whose page cache is all there is of it.
+    pub fn is_on_disk(&self) -> bool {
+        self.regular && !self.paging().in_memory
+    }
+
+    /// Bytes that the kernel reads ahead of a walk at most.
+    pub fn read_ahead_bytes(&self) -> u64 {
+        self.paging().read_ahead
+    }
+
+    fn paging(&self) -> Paging {
+        const IN_MEMORY: [i64; 2] = [0x0102_1994, HUGETLBFS_MAGIC]; // TMPFS_MAGIC, statfs(2)
+        const READ_AHEAD: u64 = 128 << 10; // VM_READAHEAD_PAGES, where sysfs does not say
+        *self.paging.get_or_init(|| {
+            let kind = self.with_file(|file| Ok(file_system_of(file).map(|found| found.f_type)));
+            let (major, minor) = (libc::major(self.device), libc::minor(self.device));
+            let kept = std::fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
+            let read_ahead = kept.ok().and_then(|text| text.trim().parse::<u64>().ok());
+            Paging {
+                in_memory: kind.ok().flatten().is_some_and(|kind| IN_MEMORY.contains(&kind)),
+                read_ahead: read_ahead.map_or(READ_AHEAD, |kib| kib << 10),
+            }
+        })
     }
 
     /// Makes it at least `len` bytes long.
@@ -158,18 +187,32 @@ impl Backing {
         seals.is_ok_and(|seals| seals >= 0 && seals & libc::F_SEAL_SHRINK != 0)
     }
 
-    /// Tells the page cache that bytes will not be needed (posix_fadvise(3)).
-    pub fn drop_cached(&self, offset: u64, len: u64) {
+    /// Has the page cache read just these bytes, and does not wait for them.
+    pub fn will_need(&self, offset: u64, len: u64) {
+        const PIECE: u64 = 128 << 10;
+        // The kernel takes no more of a request than it would read ahead by itself.
+        let piece = self.read_ahead_bytes().clamp(PIECE, 2 << 20);
         let _ = self.with_file(|file| {
-            // SAFETY: a hint on a descriptor of ours.
-            unsafe {
-                libc::posix_fadvise(
-                    file.as_raw_fd(),
-                    offset.cast_signed(),
-                    len.cast_signed(),
-                    libc::POSIX_FADV_DONTNEED,
-                );
+            for at in (offset..offset + len).step_by(piece as usize) {
+                fadvise(file, at, piece.min(offset + len - at), libc::POSIX_FADV_WILLNEED);
             }
+            Ok(())
+        });
+    }
+
+    /// Has the page cache drop bytes that nobody has mapped; those that were stored are written first.
+    pub fn drop_cached(&self, offset: u64, len: u64, stored: bool) {
+        const WRITE: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let _ = self.with_file(|file| {
+            if stored {
+                // SAFETY: writes what is dirty; a failure leaves it so, and then it is not dropped.
+                unsafe {
+                    libc::sync_file_range(file.as_raw_fd(), offset.cast_signed(), len.cast_signed(), WRITE)
+                };
+            }
+            fadvise(file, offset, len, libc::POSIX_FADV_DONTNEED);
             Ok(())
         });
     }
@@ -214,19 +257,31 @@ fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Bytes of a page of a file of hugetlbfs; `None` for any other file.
-pub fn huge_page_of(opened: &Opened) -> Option<usize> {
-    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-    if opened.metadata.blksize() <= super::memory::page_bytes() as u64 {
-        return None;
-    }
+/// A hint about some bytes (posix_fadvise(3)).
+fn fadvise(file: &File, offset: u64, len: u64, advice: i32) {
+    // SAFETY: a descriptor of ours; no byte of the file changes.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset.cast_signed(), len.cast_signed(), advice) };
+}
+
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// What fstatfs(2) says.
+fn file_system_of(file: &File) -> Option<libc::statfs> {
     // SAFETY: fills a struct on this stack.
     let (rc, found) = unsafe {
         let mut found: libc::statfs = std::mem::zeroed();
-        (libc::fstatfs(opened.file.as_raw_fd(), &raw mut found), found)
+        (libc::fstatfs(file.as_raw_fd(), &raw mut found), found)
     };
-    let is_huge = rc == 0 && found.f_type == HUGETLBFS_MAGIC;
-    is_huge.then(|| usize::try_from(found.f_bsize).ok()).flatten()
+    (rc == 0).then_some(found)
+}
+
+/// Bytes of a page of a file of hugetlbfs; `None` for any other file.
+pub fn huge_page_of(opened: &Opened) -> Option<usize> {
+    if opened.metadata.blksize() <= super::memory::page_bytes() as u64 {
+        return None;
+    }
+    let found = file_system_of(&opened.file).filter(|found| found.f_type == HUGETLBFS_MAGIC);
+    found.and_then(|found| usize::try_from(found.f_bsize).ok())
 }
 
 /// Whether a file is a block device.

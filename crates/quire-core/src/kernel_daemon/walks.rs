@@ -1,0 +1,225 @@
+//! Walks among the touches of one range: pages that came near those that came before, looks in a row.
+//! No system calls: what a look has seen goes in, what it means comes out.
+
+use crate::sys::memory::Range;
+
+/// Touches are near each other across this much: what the kernel maps around a fault where it is cached.
+const NEAR: usize = 64 << 10;
+/// A walk goes over so much at least, all at once or in so many looks, in which it touched so many bytes.
+const LEAST_SPAN: usize = 256 << 10;
+const LEAST_LOOKS: u32 = 4;
+const LEAST_BYTES: usize = 64 << 10;
+/// What came of a walk is at least this part of all that came in a look, and that part of what came all at
+/// once: of many touches some are neighbours by chance.
+const LEAST_PART: usize = 8;
+const LEAST_PART_AT_ONCE: usize = 2;
+/// Places that are remembered, and for how many looks a walk is that has stopped.
+const KNOWN: usize = 16;
+const STOPPED: u64 = 32;
+
+/// A place where touches came, which becomes a walk when more come beside it.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    /// Addresses that were walked over.
+    pub over: Range,
+    /// The last touches were at the end rather than at the start.
+    pub forward: bool,
+    /// What is being read ahead of it: addresses, which may begin behind the walk's end.
+    pub ahead: Option<Range>,
+    touched: usize,
+    /// Of these, in the last look that saw any, which was `seen`.
+    touched_last: usize,
+    goes_on: bool,
+    looks: u32,
+    seen: u64,
+}
+
+impl Walk {
+    fn of(run: &Range, seen: u64) -> Walk {
+        let (touched, looks) = (run.len, 1);
+        Walk {
+            over: *run,
+            forward: true,
+            ahead: None,
+            touched,
+            touched_last: touched,
+            goes_on: false,
+            looks,
+            seen,
+        }
+    }
+
+    /// Whether it is one.
+    pub fn is_walk(&self) -> bool {
+        self.over.len >= LEAST_SPAN && self.touched >= LEAST_BYTES && self.goes_on
+    }
+
+    /// Judges what came in a look that saw so many bytes come.
+    fn judge(&mut self, all: usize) {
+        let part = if self.looks >= LEAST_LOOKS { LEAST_PART } else { LEAST_PART_AT_ONCE };
+        let long = self.looks >= LEAST_LOOKS || self.touched >= LEAST_SPAN;
+        self.goes_on = long && self.touched_last >= all / part;
+    }
+
+    fn is_near(&self, run: &Range) -> bool {
+        run.start <= self.over.end() + NEAR && self.over.start <= run.end() + NEAR
+    }
+
+    fn extend(&mut self, run: &Range, seen: u64) {
+        let (start, end) = (self.over.start.min(run.start), self.over.end().max(run.end()));
+        self.forward = end > self.over.end() || (self.forward && start == self.over.start);
+        self.over = Range { start, len: end - start };
+        if self.seen < seen {
+            (self.seen, self.looks, self.touched_last) = (seen, self.looks + 1, 0);
+        }
+        self.touched += run.len;
+        self.touched_last += run.len;
+    }
+}
+
+/// What a look has come to.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// A walk went on, and whether forward.
+    pub walking: Option<bool>,
+    /// Touches that are near no others.
+    pub scattered: usize,
+    /// What was being read ahead of walks that are forgotten.
+    pub in_vain: Vec<Range>,
+}
+
+/// The places of one range.
+#[derive(Default)]
+pub struct Walks {
+    known: Vec<Walk>,
+    looks: u64,
+}
+
+impl Walks {
+    /// Takes the runs of pages that came since the last look, in order.
+    pub fn note(&mut self, fresh: &[Range]) -> Noted {
+        self.looks += 1;
+        let mut noted = Noted::default();
+        for run in fresh {
+            match self.known.iter_mut().find(|walk| walk.is_near(run)) {
+                Some(walk) => walk.extend(run, self.looks),
+                None => self.known.push(Walk::of(run, self.looks)),
+            }
+        }
+        let all: usize = fresh.iter().map(|run| run.len).sum();
+        for walk in self.known.iter_mut().filter(|walk| walk.seen == self.looks) {
+            walk.judge(all);
+            if walk.is_walk() {
+                noted.walking = Some(walk.forward);
+            } else {
+                noted.scattered += usize::from(walk.looks == 1);
+            }
+        }
+        self.forget(&mut noted.in_vain);
+        noted
+    }
+
+    /// Keeps walks that go on, and the latest of the other places.
+    fn forget(&mut self, in_vain: &mut Vec<Range>) {
+        while self.known.len() > KNOWN {
+            let now = self.looks;
+            let worth = |walk: &Walk| (walk.is_walk() && walk.seen + STOPPED > now, walk.seen);
+            let least = self.known.iter().enumerate().min_by_key(|(_, walk)| worth(walk));
+            let Some(index) = least.map(|(index, _)| index) else { return };
+            in_vain.extend(self.known.remove(index).ahead);
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Walk> {
+        self.known.iter()
+    }
+
+    /// The walks that go forward.
+    pub fn forward(&mut self) -> impl Iterator<Item = &mut Walk> {
+        self.known.iter_mut().filter(|walk| walk.forward && walk.is_walk())
+    }
+
+    /// Takes away what is being read ahead.
+    pub fn clear_ahead(&mut self) -> impl Iterator<Item = Range> {
+        self.known.iter_mut().filter_map(|walk| walk.ahead.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn run(start: usize, pages: usize) -> Range {
+        Range { start: start * PAGE, len: pages * PAGE }
+    }
+
+    #[test]
+    fn much_at_once_is_a_walk() {
+        assert_eq!(Walks::default().note(&[run(100, 64)]).walking, Some(true));
+        let noted = Walks::default().note(&[run(100, 63)]);
+        assert_eq!((noted.walking, noted.scattered), (None, 1));
+    }
+
+    #[test]
+    fn little_by_little_too_forward_and_backward() {
+        for forward in [true, false] {
+            let mut walks = Walks::default();
+            let at = |step: usize| if forward { 1000 + step * 16 } else { 1000 - step * 16 };
+            let noted: Vec<_> = (0..4).map(|step| walks.note(&[run(at(step), 16)]).walking).collect();
+            assert_eq!(noted, [None, None, None, Some(forward)]);
+            assert_eq!(walks.forward().count(), usize::from(forward));
+        }
+    }
+
+    #[test]
+    fn every_fourth_page_is_a_walk() {
+        let mut walks = Walks::default();
+        let found = (0..32).find(|step| walks.note(&[run(1000 + step * 4, 1)]).walking.is_some());
+        assert_eq!(found, Some(16)); // 64 KiB were touched, over 260 KiB
+    }
+
+    #[test]
+    fn rows_here_and_there_are_none() {
+        let mut state = 88172645463325252u64;
+        // Rows in each look, and the pages that come of one: 16 where they were cached.
+        for (rows, pages) in [(1, 1), (8, 1), (8, 16), (100, 16)] {
+            let (mut walks, mut walking, mut scattered) = (Walks::default(), 0, 0);
+            for _ in 0..1000 / rows {
+                let random = || {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state as usize % (1 << 16) / pages * pages // of 256 MiB
+                };
+                let mut touched: Vec<usize> = std::iter::repeat_with(random).take(rows).collect();
+                touched.sort_unstable();
+                touched.dedup();
+                let runs: Vec<Range> = touched.into_iter().map(|page| run(page, pages)).collect();
+                let noted = walks.note(&runs);
+                walking += usize::from(noted.walking.is_some());
+                scattered += noted.scattered;
+            }
+            assert_eq!(walking, 0, "{rows} rows of {pages}");
+            assert!(scattered > 100, "{scattered}");
+        }
+    }
+
+    #[test]
+    fn a_walk_is_kept_among_scattered_touches_and_forgotten_when_it_has_stopped() {
+        let mut walks = Walks::default();
+        for step in 0..100 {
+            let noted = walks.note(&[run(step * 16, 16), run(1 << 20 | step << 8, 1)]);
+            assert_eq!(noted.walking.is_some(), step >= 3, "{step}");
+        }
+        let ahead = run(1600, 100);
+        walks.forward().for_each(|walk| walk.ahead = Some(ahead));
+        let in_vain = (0..200).find_map(|step| {
+            let gone = walks.note(&[run(1 << 22 | step << 8, 1)]).in_vain;
+            (!gone.is_empty()).then_some(gone)
+        });
+        assert_eq!(in_vain, Some(vec![ahead]));
+    }
+}
