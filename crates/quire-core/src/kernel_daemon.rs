@@ -6,8 +6,9 @@
 //!
 //! - A range begins as `MADV_RANDOM`, so that a touch brings in one page: the kernel's own
 //!   default reads as much around it as a device's readahead is (128 KiB, or many MiB).
-//! - A walk (`walks.rs`) makes it `MADV_SEQUENTIAL`, and `MADV_NORMAL` one backward: the kernel reads ahead in
-//!   large folios, twice its window. Where that window is small quire asks for more (posix_fadvise(3)).
+//! - A walk (`walks.rs`) makes it `MADV_NORMAL`: the kernel reads ahead in large folios, while the walk goes over
+//!   what was read. (`MADV_SEQUENTIAL` does so from the first byte of a file only; a walk that it meets further
+//!   on waits for every window.) Where that window is small quire asks for more (posix_fadvise(3)).
 //! - Scattered touches make it `MADV_RANDOM` again.
 //!
 //! Budgets are kept in `budget.rs`.
@@ -218,7 +219,7 @@ impl Watch {
         }
         let bounded = look.wishes.is_bounded();
         self.runs = if bounded { self.blocks.keep(look, runs, &mut self.walks, time) } else { runs };
-        let settled = self.advice == before && (self.scattered >= SCATTERED || noted.walking.is_some());
+        let settled = self.advice == before && (self.scattered >= SCATTERED || noted.walking);
         match fresh.is_empty() {
             true => Pace::Idle,
             false if bounded || !settled => Pace::Pressing,
@@ -227,21 +228,18 @@ impl Watch {
     }
 
     /// Follows walks and notices scattered touches.
-    fn advise(&mut self, look: &Look, walking: Option<bool>, scattered: usize) {
-        match walking {
-            Some(forward) => {
-                self.scattered = 0;
-                self.set_advice(look, if forward { libc::MADV_SEQUENTIAL } else { libc::MADV_NORMAL });
-                if forward && look.backing.read_ahead_bytes() < AHEAD {
-                    self.read_ahead(look);
-                }
+    fn advise(&mut self, look: &Look, walking: bool, scattered: usize) {
+        if walking {
+            self.scattered = 0;
+            self.set_advice(look, libc::MADV_NORMAL);
+            if look.backing.read_ahead_bytes() < AHEAD {
+                self.read_ahead(look);
             }
-            None => {
-                self.scattered = if scattered == 0 { self.scattered / 2 } else { self.scattered + scattered };
-                if self.scattered >= SCATTERED {
-                    self.set_advice(look, libc::MADV_RANDOM);
-                }
-            }
+            return;
+        }
+        self.scattered = if scattered == 0 { self.scattered / 2 } else { self.scattered + scattered };
+        if self.scattered >= SCATTERED {
+            self.set_advice(look, libc::MADV_RANDOM);
         }
     }
 

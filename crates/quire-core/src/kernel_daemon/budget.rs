@@ -9,7 +9,7 @@
 //! more, on a *leash*, which is lengthened when there is room for it:
 //!
 //! ```text
-//!   dropped | walked over, mapped | leash, MADV_SEQUENTIAL | the kernel's own window | MADV_RANDOM ...
+//!   dropped | walked over, mapped | leash, MADV_NORMAL     | the kernel's own window | MADV_RANDOM ...
 //!           |<-- room: trimmed -->|<--- reserved: counted whether it is cached or not --->|
 //! ```
 
@@ -193,7 +193,7 @@ impl Leash {
             // What lies behind is one map entry with the rest again.
             let walked = Range { start: before.start, len: at.saturating_sub(before.start) };
             look.advise(walked, libc::MADV_RANDOM);
-            look.advise(Range { start: at, len: end - at }, libc::MADV_SEQUENTIAL);
+            look.advise(Range { start: at, len: end - at }, libc::MADV_NORMAL);
         }
         walk.ahead = Some(Range { start: at, len: end - at });
     }

@@ -80,8 +80,8 @@ impl Walk {
 /// What a look has come to.
 #[derive(Debug, Default)]
 pub struct Noted {
-    /// A walk went on, and whether forward.
-    pub walking: Option<bool>,
+    /// A walk went on.
+    pub walking: bool,
     /// Touches that are near no others.
     pub scattered: usize,
     /// What was being read ahead of walks that are forgotten.
@@ -110,7 +110,7 @@ impl Walks {
         for walk in self.known.iter_mut().filter(|walk| walk.seen == self.looks) {
             walk.judge(all);
             if walk.is_walk() {
-                noted.walking = Some(walk.forward);
+                noted.walking = true;
             } else {
                 noted.scattered += usize::from(walk.looks == 1);
             }
@@ -158,9 +158,9 @@ mod tests {
 
     #[test]
     fn much_at_once_is_a_walk() {
-        assert_eq!(Walks::default().note(&[run(100, 64)]).walking, Some(true));
+        assert_eq!(Walks::default().note(&[run(100, 64)]).walking, true);
         let noted = Walks::default().note(&[run(100, 63)]);
-        assert_eq!((noted.walking, noted.scattered), (None, 1));
+        assert_eq!((noted.walking, noted.scattered), (false, 1));
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
             let mut walks = Walks::default();
             let at = |step: usize| if forward { 1000 + step * 16 } else { 1000 - step * 16 };
             let noted: Vec<_> = (0..4).map(|step| walks.note(&[run(at(step), 16)]).walking).collect();
-            assert_eq!(noted, [None, None, None, Some(forward)]);
+            assert_eq!(noted, [false, false, false, true]);
             assert_eq!(walks.forward().count(), usize::from(forward));
         }
     }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn every_fourth_page_is_a_walk() {
         let mut walks = Walks::default();
-        let found = (0..32).find(|step| walks.note(&[run(1000 + step * 4, 1)]).walking.is_some());
+        let found = (0..32).find(|step| walks.note(&[run(1000 + step * 4, 1)]).walking);
         assert_eq!(found, Some(16)); // 64 KiB were touched, over 260 KiB
     }
 
@@ -199,7 +199,7 @@ mod tests {
                 touched.dedup();
                 let runs: Vec<Range> = touched.into_iter().map(|page| run(page, pages)).collect();
                 let noted = walks.note(&runs);
-                walking += usize::from(noted.walking.is_some());
+                walking += usize::from(noted.walking);
                 scattered += noted.scattered;
             }
             assert_eq!(walking, 0, "{rows} rows of {pages}");
@@ -212,7 +212,7 @@ mod tests {
         let mut walks = Walks::default();
         for step in 0..100 {
             let noted = walks.note(&[run(step * 16, 16), run(1 << 20 | step << 8, 1)]);
-            assert_eq!(noted.walking.is_some(), step >= 3, "{step}");
+            assert_eq!(noted.walking, step >= 3, "{step}");
         }
         let ahead = run(1600, 100);
         walks.forward().for_each(|walk| walk.ahead = Some(ahead));
