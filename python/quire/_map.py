@@ -199,11 +199,11 @@ def _source_of(source: Mappable) -> tuple[str | int | None, str]:
         return None, ANONYMOUS
     if isinstance(source, str):
         return source, source
+    if isinstance(source, int) and not isinstance(source, bool):
+        return source, f"descriptor {source}"
     if isinstance(source, os.PathLike):
         path = os.fsdecode(source)
         return path, path
-    if isinstance(source, int) and not isinstance(source, bool):
-        return source, f"descriptor {source}"
     if hasattr(source, "fileno"):
         descriptor = source.fileno()
         return descriptor, str(getattr(source, "name", f"descriptor {descriptor}"))

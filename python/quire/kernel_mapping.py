@@ -150,19 +150,21 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
     def set_budget(self, budget: SizeLike | None, *, cache: str = "keep") -> None:
         """Bounds the pages of a file that are resident; None for no bound.
 
-        Several hundred times a second while pages come, those that were touched longest ago, as
-        far as the kernel lets one see, are given back; so a fast scan may exceed the budget for a
-        moment. Nothing is lost: dirty pages belong to the file.
+        Many times a second while pages come, those that were touched longest ago, as far as the
+        kernel lets one see, are given back. Nothing is lost: dirty pages belong to the file.
 
         Args:
             budget: bytes, an int or text such as "64 MiB".
             cache: "keep": what goes stays in the page cache, where the kernel can take it at once;
-                "drop": it leaves the page cache too, dirty pages written back first, so that the
-                memory of the control group does not grow.
+                a fast scan may exceed the budget for a moment. "drop": it leaves the page cache
+                too, dirty pages written back first, and no more is read ahead of a walk than the
+                budget has room for, so that the memory of the control group does not grow. Stores
+                to the holes of a sparse file may exceed it until they are written back, and so
+                may reading ahead that the program itself asks for by `advise`.
 
         Raises:
-            ValueError: the mapping is private and writable, or of no file: its pages have no other
-                home than memory.
+            ValueError: the mapping is private and writable, of no file, or of a file in memory
+                (tmpfs, memfd, hugetlbfs): its pages have no other home than memory.
         """
         if cache not in ("keep", "drop"):
             raise ValueError(f'cache is "keep" or "drop", not {cache!r}')

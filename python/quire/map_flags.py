@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import platform
 
 __all__ = [
@@ -129,6 +130,7 @@ def protection_bits(protection: str) -> int:
     return bits
 
 
+@functools.cache
 def check_flags(sharing: str | None, flags: int, anonymous: bool, address: int | None) -> int:
     """The flags for mmap(2), with the one type of sharing.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import pickle
@@ -336,7 +337,6 @@ def test_ten_thousand_at_once_and_in_turn(path: Path, content: bytes) -> None:
 
 
 def child_maps_ten_thousand(path: str) -> None:
-    import gc
 
     first = Path(path).read_bytes()[0]
 
@@ -360,6 +360,34 @@ def child_maps_ten_thousand(path: str) -> None:
     assert after[0] <= maps + 20  # the interpreter's own memory
     assert after[1] <= descriptors
     assert _core.live_mappings() == 0
+
+
+def test_ten_thousand_cycles_of_a_watched_mapping_leave_nothing(tmp_path: Path) -> None:
+    """Those of 1 MiB or more are watched by a thread: it is one, and keeps nothing of them."""
+    large = tmp_path / "large.bin"
+    large.write_bytes(bytes(1 << 20))
+
+    def used() -> tuple[int, ...]:
+        gc.collect()
+        status = Path("/proc/self/status").read_text()
+        anonymous = int(status.partition("RssAnon:")[2].split()[0])
+        counted = (len(list(Path("/proc/self", part).iterdir())) for part in ("fd", "task"))
+        return anonymous, len(Path("/proc/self/maps").read_text().splitlines()), *counted
+
+    def cycle() -> None:
+        with quire.map(large, sharing="shared", protection="rw") as mapping:
+            mapping.read(0, 1)
+
+    for _ in range(1000):
+        cycle()
+    before = used()
+    for _ in range(10_000):
+        cycle()
+    after = used()
+    assert after[0] <= before[0] + 4096, "KiB of memory"
+    assert after[1] <= before[1] + 20, "the interpreter's own memory"
+    assert after[2] <= before[2], "descriptors"
+    assert after[3] <= before[3] + 1, "threads"
 
 
 def test_character_devices() -> None:

@@ -14,7 +14,7 @@
 //! Budgets are kept in `budget.rs`.
 //!
 //! One thread, which ends when there has been nothing to watch for a while. The child of a fork has none,
-//! until it maps something or has a budget to keep, and the kernel's default again ([`leave_in_child`]).
+//! until it maps something or has a budget to keep, and the kernel's default again ([`reset_in_child`]).
 #![allow(unsafe_code)]
 
 mod budget;
@@ -47,7 +47,7 @@ const SCATTERED: usize = 4;
 /// Read ahead of a walk, by the kernel or else by quire.
 const AHEAD: u64 = 8 << 20;
 
-static RUNS_IN: AtomicU32 = AtomicU32::new(0);
+static RUNS: AtomicBool = AtomicBool::new(false);
 static BELL: AtomicU32 = AtomicU32::new(0);
 /// The daemon sleeps longer than a moment.
 static DOZES: AtomicBool = AtomicBool::new(false);
@@ -58,11 +58,9 @@ pub fn notice(region: &Region) {
         return;
     }
     hush(region);
-    let own = std::process::id();
-    let runs_in = RUNS_IN.load(Ordering::Acquire);
-    if runs_in != own && RUNS_IN.compare_exchange(runs_in, own, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    if !RUNS.load(Ordering::Acquire) && !RUNS.swap(true, Ordering::AcqRel) {
         if thread::spawn("quire-kernel", serve).is_err() {
-            RUNS_IN.store(0, Ordering::Release); // advice is a hint; a budget is looked at again
+            RUNS.store(false, Ordering::Release); // advice is a hint; a budget is looked at again
         }
         return;
     }
@@ -135,11 +133,10 @@ fn serve() {
     let Ok(pagemap) = Pagemap::open() else { return };
     loop {
         watch(&pagemap);
-        RUNS_IN.store(0, Ordering::Release);
+        RUNS.store(false, Ordering::Release);
         // One that came just now has found this thread running.
         let more = SPACE.kernel().values().filter_map(Look::of).count() > 0;
-        let own = std::process::id();
-        if !more || RUNS_IN.compare_exchange(0, own, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if !more || RUNS.swap(true, Ordering::AcqRel) {
             return;
         }
     }
@@ -270,8 +267,9 @@ impl Watch {
 }
 
 /// In the child of a fork, which has no daemon: nobody would end what is good for scattered touches only.
-pub fn leave_in_child(region: &Region) {
-    if region.wishes.hushed.swap(false, Ordering::Relaxed) {
+pub fn reset_in_child<'a>(regions: impl Iterator<Item = &'a Region>) {
+    RUNS.store(false, Ordering::Release);
+    for region in regions.filter(|region| region.wishes.hushed.swap(false, Ordering::Relaxed)) {
         // SAFETY: pages of the region; the advice takes nothing.
         let _ = unsafe { mmap::advise(region.range, libc::MADV_NORMAL) };
     }

@@ -190,10 +190,8 @@ extern "C" fn after_fork_in_child() {
         interrupt::clear();
         signal::reset_in_child();
         // What the kernel pages is inherited as it is; other threads' calls on it ended with them.
-        for region in SPACE.kernel().values() {
-            region.users.store(0, Ordering::Release);
-            kernel_daemon::leave_in_child(region);
-        }
+        SPACE.kernel().values().for_each(|region| region.users.store(0, Ordering::Release));
+        kernel_daemon::reset_in_child(SPACE.kernel().values());
         for entry in SPACE.entries_in_child() {
             entry.armed.store(false, Ordering::Release);
             // Failing here leaves a hole: a touch is then a SIGSEGV that finds the entry all the same.

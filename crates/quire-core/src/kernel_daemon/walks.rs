@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn much_at_once_is_a_walk() {
-        assert_eq!(Walks::default().note(&[run(100, 64)]).walking, true);
+        assert!(Walks::default().note(&[run(100, 64)]).walking);
         let noted = Walks::default().note(&[run(100, 63)]);
         assert_eq!((noted.walking, noted.scattered), (false, 1));
     }
