@@ -1,7 +1,7 @@
 //! Walks among the touches of one range: pages that came near those that came before, looks in a row.
 //! No system calls: what a look has seen goes in, what it means comes out.
 
-use crate::sys::memory::Range;
+use crate::sys::memory::{HUGE_BYTES, Range};
 
 /// Touches are near each other across this much: what the kernel maps around a fault where it is cached.
 const NEAR: usize = 64 << 10;
@@ -16,6 +16,13 @@ const LEAST_PART_AT_ONCE: usize = 2;
 /// Places that are remembered, and for how many looks a walk is that has stopped.
 const KNOWN: usize = 16;
 const STOPPED: u64 = 32;
+
+/// Bytes that were touched at least, where so many got translations: a huge page of the page cache gets one
+/// by one touch.
+fn touched(run: &Range) -> usize {
+    let whole = run.start.is_multiple_of(HUGE_BYTES) && run.len.is_multiple_of(HUGE_BYTES);
+    if whole { run.len / HUGE_BYTES * NEAR } else { run.len }
+}
 
 /// A place where touches came, which becomes a walk when more come beside it.
 #[derive(Clone, Debug)]
@@ -36,7 +43,7 @@ pub struct Walk {
 
 impl Walk {
     fn of(run: &Range, seen: u64) -> Walk {
-        let (touched, looks) = (run.len, 1);
+        let (touched, looks) = (touched(run), 1);
         Walk {
             over: *run,
             forward: true,
@@ -72,8 +79,8 @@ impl Walk {
         if self.seen < seen {
             (self.seen, self.looks, self.touched_last) = (seen, self.looks + 1, 0);
         }
-        self.touched += run.len;
-        self.touched_last += run.len;
+        self.touched += touched(run);
+        self.touched_last += touched(run);
     }
 }
 
@@ -106,7 +113,7 @@ impl Walks {
                 None => self.known.push(Walk::of(run, self.looks)),
             }
         }
-        let all: usize = fresh.iter().map(|run| run.len).sum();
+        let all: usize = fresh.iter().map(touched).sum();
         for walk in self.known.iter_mut().filter(|walk| walk.seen == self.looks) {
             walk.judge(all);
             if walk.is_walk() {
@@ -161,6 +168,13 @@ mod tests {
         assert!(Walks::default().note(&[run(100, 64)]).walking);
         let noted = Walks::default().note(&[run(100, 63)]);
         assert_eq!((noted.walking, noted.scattered), (false, 1));
+    }
+
+    #[test]
+    fn a_huge_page_is_one_touch() {
+        let noted = Walks::default().note(&[run(512, 512), run(4096, 512)]);
+        assert_eq!((noted.walking, noted.scattered), (false, 2));
+        assert!(Walks::default().note(&[run(512, 4 * 512)]).walking);
     }
 
     #[test]
