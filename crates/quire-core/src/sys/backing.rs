@@ -125,7 +125,7 @@ impl Backing {
     pub fn unopened(&self) -> Backing {
         let own = || std::fs::read_link(format!("/proc/self/fd/{}", self.descriptor()?)).ok();
         let path = self.path.clone().or_else(own);
-        Backing { file: None, path, ..*self }
+        Backing { file: None, path, paging: self.paging.clone(), ..*self }
     }
 
     /// Does something with the file, opened again where it was not kept and is still the same one.
