@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def test_a_failed_call_leaves_the_position(path: Path) -> None:
             with pytest.raises(quire.TruncatedError):
                 call()
             assert m.tell() == 7
+
+
+def test_what_was_read_of_it_is_dropped(path: Path) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as m:
+        os.truncate(path, LEFT)
+        tracemalloc.start()
+        for _ in range(100):
+            with pytest.raises(quire.TruncatedError):
+                m[LEFT - 5 : LEFT + 100_000]
+            with pytest.raises(quire.TruncatedError):
+                m.readline()
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+        tracemalloc.stop()
 
 
 def test_flush_close_and_resize_after_a_truncation(path: Path) -> None:

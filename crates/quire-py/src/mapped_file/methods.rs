@@ -53,6 +53,19 @@ pub(super) fn new_bytes(py: Python<'_>, len: usize) -> PyResult<(Bound<'_, PyByt
     }
 }
 
+/// A bytes object of memory that may be a mapping's; where it holds filler, who touches drops it.
+///
+/// # Safety
+/// So many bytes are there.
+#[inline]
+unsafe fn bytes_of(py: Python<'_>, at: usize, len: usize) -> PyResult<Bound<'_, PyBytes>> {
+    // SAFETY: the caller's (contract); a new reference to a bytes object, or null with an exception set.
+    unsafe {
+        let made = ffi::PyBytes_FromStringAndSize(at as *const _, len.cast_signed());
+        Ok(Bound::from_owned_ptr_or_err(py, made)?.cast_into_unchecked())
+    }
+}
+
 /// Touches each page of some bytes, which the caller holds.
 fn look_at(start: usize, len: usize) {
     for at in (0..len).step_by(page_bytes()).chain(len.checked_sub(1)) {
@@ -63,6 +76,7 @@ fn look_at(start: usize, len: usize) {
 
 impl MappedFileBase {
     /// A new bytes object of a part.
+    #[inline]
     pub(super) fn copy_out<'py>(
         &self,
         py: Python<'py>,
@@ -72,14 +86,9 @@ impl MappedFileBase {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let at = span.at(from);
         if len < LONG {
-            // SAFETY: the part is open (`Span`) while the lock is held. It makes a bytes object, which touches no
-            // other memory of a mapping, or returns null with an exception set.
-            let make = || unsafe { ffi::PyBytes_FromStringAndSize(at as *const _, len.cast_signed()) };
-            // SAFETY: as above; a new reference also where it holds filler, which is dropped.
-            let made = |object| unsafe { Bound::from_owned_ptr_or_err(py, object) };
-            let made = kernel::touch(make).map(made).map_err(|id| self.failed(id, from))??;
-            // SAFETY: as above.
-            return Ok(unsafe { made.cast_into_unchecked() });
+            // SAFETY: the part is open (`Span`) while the lock is held.
+            let make = || unsafe { bytes_of(py, at, len) };
+            return kernel::touch(make).map_err(|id| self.failed(id, from))?;
         }
         let (made, to) = new_bytes(py, len)?;
         // SAFETY: the part is open and stays so while `released` counts; `to` is ours.
@@ -90,6 +99,7 @@ impl MappedFileBase {
     }
 
     /// Copies bytes that are no mapping's into a part.
+    #[inline]
     pub(super) fn copy_in(&self, py: Python<'_>, span: Span, to: usize, from: &[u8]) -> PyResult<()> {
         let at = span.at(to);
         // SAFETY: as in `copy_out`; it is writable, or the fault says so.
@@ -188,6 +198,7 @@ impl MappedFileBase {
     }
 
     /// Reads to the end of the line, or to the end.
+    #[inline]
     pub(super) fn line<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let span = self.span(py)?;
         let from = self.position().min(span.size);
@@ -196,16 +207,12 @@ impl MappedFileBase {
             // SAFETY: within the span, which is open while the lock is held.
             let bytes = unsafe { slice(span, from, near) };
             let end = search::first_byte(bytes, b'\n').map(|at| at + 1);
-            // SAFETY: as in `copy_out`.
-            end.or((near == span.size).then_some(bytes.len())).map(|len| unsafe {
-                ffi::PyBytes_FromStringAndSize(bytes.as_ptr().cast(), len.cast_signed())
-            })
+            let len = end.or((near == span.size).then_some(bytes.len()))?;
+            // SAFETY: as above.
+            Some(unsafe { bytes_of(py, bytes.as_ptr() as usize, len) })
         };
-        // SAFETY: as in `copy_out`.
-        let own = |line: Option<_>| line.map(|line| unsafe { Bound::from_owned_ptr_or_err(py, line) });
-        if let Some(line) = kernel::touch(search).map(own).map_err(|id| self.failed(id, from))? {
-            // SAFETY: as in `copy_out`.
-            let line = unsafe { line?.cast_into_unchecked::<PyBytes>() };
+        if let Some(line) = kernel::touch(search).map_err(|id| self.failed(id, from))? {
+            let line = line?;
             self.move_to(self.position() + line.as_bytes().len()); // which may lie beyond the end
             return Ok(line);
         }

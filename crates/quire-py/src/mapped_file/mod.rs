@@ -129,6 +129,7 @@ impl MappedFileBase {
     }
 
     /// Touches memory, `bytes` of it; without the interpreter lock if those are many.
+    #[inline]
     fn touch<T: Send>(
         &self,
         py: Python<'_>,

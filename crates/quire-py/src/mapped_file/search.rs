@@ -7,6 +7,7 @@ use memchr::memmem;
 const NEAR: usize = 512;
 
 /// The first place of a byte. By the C library's function: it knows this processor.
+#[inline]
 pub fn first_byte(bytes: &[u8], byte: u8) -> Option<usize> {
     let start = bytes.as_ptr();
     // SAFETY: looks at no more than the slice.

@@ -81,6 +81,7 @@ impl MappedFileBase {
     }
 
     /// What a slice means: first index, step, number of bytes.
+    #[inline]
     fn part_of(&self, py: Python<'_>, item: *mut ffi::PyObject) -> PyResult<(Span, isize, isize, usize)> {
         let (mut start, mut stop, mut step) = (0, 0, 0);
         // SAFETY: a slice, alive, the lock held.
