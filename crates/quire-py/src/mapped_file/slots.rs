@@ -16,7 +16,7 @@ use quire_core::pmap::kernel;
 
 use super::methods::new_bytes;
 use super::view::Given;
-use super::{MappedFileBase, Span};
+use super::{LONG, MappedFileBase, Span};
 
 const WRONG_INDEX: &str = "mmap index out of range";
 
@@ -80,20 +80,21 @@ impl MappedFileBase {
         Ok((span, at))
     }
 
-    /// What a slice means: first index, step, number of bytes.
+    /// What a slice means: first index, number of bytes.
     #[inline]
-    fn part_of(&self, py: Python<'_>, item: *mut ffi::PyObject) -> PyResult<(Span, isize, isize, usize)> {
-        let (mut start, mut stop, mut step) = (0, 0, 0);
-        // SAFETY: a slice, alive, the lock held.
-        if unsafe { ffi::PySlice_Unpack(item, &raw mut start, &raw mut stop, &raw mut step) } < 0 {
-            return Err(PyErr::fetch(py));
-        }
-        let span = self.span(py)?;
+    fn adjusted(
+        &self,
+        py: Python<'_>,
+        mut start: isize,
+        mut stop: isize,
+        step: isize,
+    ) -> PyResult<(Span, isize, usize)> {
+        let span = self.span(py)?; // what `__index__` does may have closed it
         // SAFETY: numbers of this frame.
         let len = unsafe {
             ffi::PySlice_AdjustIndices(span.size.cast_signed(), &raw mut start, &raw mut stop, step)
         };
-        Ok((span, start, step, len.cast_unsigned()))
+        Ok((span, start, len.cast_unsigned()))
     }
 
     #[inline]
@@ -106,7 +107,13 @@ impl MappedFileBase {
             // SAFETY: a new reference.
             return Ok(unsafe { ffi::PyLong_FromLong(byte.into()) });
         }
-        let (span, start, step, len) = self.part_of(py, item)?;
+        let (start, stop, step) = bounds_of(py, item)?;
+        self.part(py, start, stop, step)
+    }
+
+    /// The bytes of a slice.
+    fn part(&self, py: Python<'_>, start: isize, stop: isize, step: isize) -> PyResult<*mut ffi::PyObject> {
+        let (span, start, len) = self.adjusted(py, start, stop, step)?;
         if step == 1 || len == 0 {
             return Ok(self.copy_out(py, span, start.cast_unsigned(), len)?.into_ptr());
         }
@@ -145,7 +152,8 @@ impl MappedFileBase {
         let value = unsafe { Borrowed::from_ptr(py, value) };
         let given = Given::of(&value)?;
         let from = given.bytes();
-        let (span, start, step, len) = self.part_of(py, item)?;
+        let (start, stop, step) = bounds_of(py, item)?;
+        let (span, start, len) = self.adjusted(py, start, stop, step)?;
         if from.len() != len {
             return Err(PyIndexError::new_err("mmap slice assignment is wrong size"));
         }
@@ -163,6 +171,17 @@ impl MappedFileBase {
             }
         })
     }
+}
+
+/// Start, stop and step of a slice.
+#[inline]
+fn bounds_of(py: Python<'_>, item: *mut ffi::PyObject) -> PyResult<(isize, isize, isize)> {
+    let (mut start, mut stop, mut step) = (0, 0, 0);
+    // SAFETY: a slice, alive, the lock held.
+    if unsafe { ffi::PySlice_Unpack(item, &raw mut start, &raw mut stop, &raw mut step) } < 0 {
+        return Err(PyErr::fetch(py));
+    }
+    Ok((start, stop, step))
 }
 
 /// The byte that an item is set to.
@@ -229,7 +248,28 @@ unsafe extern "C" fn get(object: *mut ffi::PyObject, item: *mut ffi::PyObject) -
     // SAFETY: as in `length`.
     unsafe {
         let file = file_of(object);
-        or_raise(std::ptr::null_mut(), |py| file.get(py, item))
+        if ffi::PySlice_Check(item) == 0 || file.quick().is_none() {
+            return or_raise(std::ptr::null_mut(), |py| file.get(py, item));
+        }
+        // A slice without the ways of `PyResult`, which are a tenth of a short one.
+        let (mut start, mut stop, mut step) = (0, 0, 0);
+        if ffi::PySlice_Unpack(item, &raw mut start, &raw mut stop, &raw mut step) < 0 {
+            return std::ptr::null_mut();
+        }
+        if let Some(span) = file.quick().filter(|_| step == 1) {
+            let (mut first, mut last) = (start, stop);
+            let size = span.size.cast_signed();
+            let len = ffi::PySlice_AdjustIndices(size, &raw mut first, &raw mut last, step);
+            if len.cast_unsigned() < LONG {
+                let at = span.at(first.cast_unsigned());
+                let mut made = std::ptr::null_mut();
+                let touched = kernel::touch(|| made = ffi::PyBytes_FromStringAndSize(at as *const _, len));
+                let Err(id) = touched else { return made };
+                ffi::Py_DecRef(made);
+                return or_raise(std::ptr::null_mut(), |_| Err(file.failed(id, first.cast_unsigned())));
+            }
+        }
+        or_raise(std::ptr::null_mut(), |py| file.part(py, start, stop, step))
     }
 }
 
