@@ -89,6 +89,8 @@ def test_scale(name):
     assert scale.up(1 << 45) == 1 << 45
     assert scale.shrink(scale.stretch(b"abc")) == b"abc"
     assert scale.down(geometry.page_size) == 4096
+    assert scale.up((1 << 44) - 4096) == (1 << 44) - geometry.page_size
+    assert scale.down((1 << 44) - geometry.page_size) == (1 << 44) - 4096
 
 
 def test_random_rows_repeat_with_their_seed():

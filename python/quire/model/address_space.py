@@ -134,6 +134,7 @@ class AddressSpace(Space):
 
     def read_into(self, file: OpenFile, address: int, count: int, offset: int) -> int:
         """pread(2) of `file` into memory, page by page: as many bytes as could be stored."""
+        file.check_access(offset, file.readable, "read")
         if address + count > self.geometry.user_top:
             raise CallError("EFAULT", f"a bad buffer at {address:#x}")
         done = 0
@@ -152,6 +153,7 @@ class AddressSpace(Space):
         A bad buffer leaves a file that ended before `offset` longer, as Linux does: the size is set
         before the copy has failed.
         """
+        file.check_access(offset, file.writable, "write")
         if address + count > self.geometry.user_top:
             raise CallError("EFAULT", f"a bad buffer at {address:#x}")
         if file.kind == "zero":
@@ -160,11 +162,13 @@ class AddressSpace(Space):
         while done < count:
             step = self._chunk(file, offset + done, count - done)
             part = self.copy_in(address + done, step)
-            written = file.pwrite(part, offset + done)
             if not part and not done:
                 if not file.appends:
-                    file.regular().write_failed(offset)
-                raise CallError("EFAULT", f"a bad buffer at {address:#x}")
+                    file.regular().write_failed(offset, step)
+                part = self.copy_in(address, step)  # it may lie in the file, which is longer now
+                if not part:
+                    raise CallError("EFAULT", f"a bad buffer at {address:#x}")
+            written = file.pwrite(part, offset + done)
             done += written
             if not part or written < len(part):
                 break  # after a short copy it is tried once more: the file may have grown

@@ -188,7 +188,7 @@ def _first_store(space: Space, vma: Vma, address: int) -> None:
 
 def _own(space: Space, vma: Vma, address: int, content: bytes | None, kind: str) -> None:
     """Gives the space a private page of its own with `content` (None: zeros)."""
-    page = Page(dirty=True)
+    page = Page(dirty=True, droppable=bool(vma.flags & f.DROPPABLE))
     frame = space.machine.pageout.allocate(page)
     if content is not None:
         space.machine.memory.frames[frame][:] = content

@@ -49,6 +49,12 @@ class FileObject(MemoryObject):
         return self.backing is None
 
     @property
+    def largest(self) -> int:
+        """The size that a file cannot exceed: on a disk, block numbers have 32 bits."""
+        on_disk = (1 << 44) - self.page_size
+        return (1 << 63) - 1 if self.backing is None else on_disk
+
+    @property
     def sealable(self) -> bool:
         """Whether F_ADD_SEALS is known to its file system."""
         return self.backing is None
@@ -136,8 +142,10 @@ class FileObject(MemoryObject):
         Raises:
             CallError: EPERM for a seal, ENOSPC or EIO, when not one byte could be written.
         """
-        if self.write_sealed:
-            raise CallError("EPERM", "the file is sealed against writing")
+        self._refuse_sealed(0)
+        if offset >= self.largest:
+            raise CallError("EFBIG", "beyond what a file can be")
+        content = content[: self.largest - offset]
         if content and offset > self.size:
             self._expose(self.size, offset)  # what is written over needs no clearing
         done = 0
@@ -153,8 +161,13 @@ class FileObject(MemoryObject):
             done += len(part)
         return done
 
-    def write_failed(self, offset: int) -> None:
-        """A write whose buffer could not be read: the size was set before the copy failed."""
+    def write_failed(self, offset: int, count: int) -> None:
+        """A write whose buffer could not be read: the size was set before the copy failed.
+
+        Raises:
+            CallError: EPERM for a seal.
+        """
+        self._refuse_sealed(offset + count)
         if offset > self.size:
             self._expose(self.size, offset)
             self.size = offset
@@ -169,6 +182,8 @@ class FileObject(MemoryObject):
             raise CallError("EPERM", "the file is sealed against shrinking")
         if size > self.size and "GROW" in self.seals:
             raise CallError("EPERM", "the file is sealed against growing")
+        if size > self.largest:
+            raise CallError("EFBIG", "longer than a file can be")
         old, self.size = self.size, size
         if size <= old:  # the same size clears what was stored past the end, too
             first = self.page_count()
@@ -186,8 +201,7 @@ class FileObject(MemoryObject):
         Raises:
             CallError: EPERM for a seal.
         """
-        if self.write_sealed:
-            raise CallError("EPERM", "the file is sealed against writing")
+        self._refuse_sealed(0)
         end = offset + count
         if self.backing is not None:
             if offset >= self.size:
@@ -206,14 +220,12 @@ class FileObject(MemoryObject):
         if self.backing is not None:
             self.backing.discard(first, last)
 
-    def add_seals(self, names: set[str], writable: bool) -> None:
+    def add_seals(self, names: set[str]) -> None:
         """fcntl(F_ADD_SEALS).
 
         Raises:
             CallError: as fcntl(2) says.
         """
-        if not writable:
-            raise CallError("EPERM", "the descriptor cannot write")
         if not self.sealable:
             raise CallError("EINVAL", "the file system knows no seals")
         if "SEAL" in self.seals:
@@ -228,13 +240,19 @@ class FileObject(MemoryObject):
 
     def _write_part(self, index: int, inside: int, part: bytes) -> None:
         end = index * self.page_size + inside + len(part)
-        if end > self.size and "GROW" in self.seals:
-            raise CallError("EPERM", "the file is sealed against growing")
+        self._refuse_sealed(end)
         page = self.page(index)
         self.before_store(page)
         assert page.frame is not None
         self.pageout.memory.frames[page.frame][inside : inside + len(part)] = part
         self.size = max(self.size, end)
+
+    def _refuse_sealed(self, end: int) -> None:
+        """Refuses a store by a call, or one that ends beyond the size, if a seal forbids it."""
+        if self.write_sealed:
+            raise CallError("EPERM", "the file is sealed against writing")
+        if end > self.size and "GROW" in self.seals:
+            raise CallError("EPERM", "the file is sealed against growing")
 
     def _expose(self, old: int, new: int) -> None:
         """The file grows: what was stored past the old end must not appear."""

@@ -39,6 +39,11 @@ class OpenFile:
         return self.kind in ("regular", "zero", "device")
 
     @property
+    def executable(self) -> bool:
+        """Whether its file system lets programs be run from it: that of pipes does not."""
+        return self.kind != "pipe"
+
+    @property
     def on_disk(self) -> bool:
         """Whether it lies in a disk file system."""
         return self.object is not None and self.object.backing is not None
@@ -49,9 +54,8 @@ class OpenFile:
         Raises:
             CallError: EINVAL, this is no regular file.
         """
-        if not isinstance(self.object, FileObject) or self.only_path:
-            errno = "EISDIR" if self.kind == "directory" else "EINVAL"
-            raise CallError("EBADF" if self.only_path else errno, f"{self.name} is no file")
+        if not isinstance(self.object, FileObject):
+            raise CallError("EINVAL", f"{self.name} is no file")
         return self.object
 
     @property
@@ -61,27 +65,42 @@ class OpenFile:
 
     def pread(self, count: int, offset: int) -> bytes:
         """Reads at an offset."""
-        if not self.readable or self.only_path:
-            raise CallError("EBADF", "the descriptor cannot read")
+        self.check_access(offset, self.readable, "read")
+        if self.kind == "directory":
+            raise CallError("EISDIR", f"{self.name} is a directory")
         if self.kind == "zero":
             return bytes(count)
         return self.regular().read(offset, count)
 
     def pwrite(self, content: bytes, offset: int) -> int:
         """Writes at an offset; with O_APPEND at the end, as Linux does."""
-        if not self.writable or self.only_path:
-            raise CallError("EBADF", "the descriptor cannot write")
-        if self.kind == "zero":
+        self.check_access(offset, self.writable, "write")
+        if self.kind == "zero" or not content:
             return len(content)
         target = self.regular()
         return target.write(target.size if self.appends else offset, content)
 
-    def ftruncate(self, size: int) -> None:
-        """Sets the size."""
+    def check_access(self, offset: int, allowed: bool, what: str) -> None:
+        """What pread and pwrite ask before they look at the bytes.
+
+        Raises:
+            CallError: EINVAL, EBADF, ESPIPE, in this order.
+        """
+        if offset < 0:
+            raise CallError("EINVAL", "a negative offset")
         if self.only_path:
             raise CallError("EBADF", "an O_PATH descriptor")
+        if self.kind == "pipe":
+            raise CallError("ESPIPE", "a pipe has no offsets")
+        if not allowed:
+            raise CallError("EBADF", f"the descriptor cannot {what}")
+
+    def ftruncate(self, size: int) -> None:
+        """Sets the size."""
         if size < 0:
             raise CallError("EINVAL", "a negative size")
+        if self.only_path:
+            raise CallError("EBADF", "an O_PATH descriptor")
         if not self.writable:
             raise CallError("EINVAL", "the descriptor cannot write")
         self.regular().truncate(size)
@@ -95,8 +114,18 @@ class OpenFile:
         if not self.writable:
             raise CallError("EBADF", "the descriptor cannot write")
         if self.kind != "regular":
-            raise CallError("ENODEV", f"{self.name} has no holes")
+            raise CallError(
+                "ESPIPE" if self.kind == "pipe" else "ENODEV", f"{self.name} has no holes"
+            )
         self.regular().punch(offset, count)
+
+    def add_seals(self, names: set[str]) -> None:
+        """fcntl(F_ADD_SEALS)."""
+        if self.only_path:
+            raise CallError("EBADF", "an O_PATH descriptor")
+        if not self.writable:
+            raise CallError("EPERM", "the descriptor cannot write")
+        self.regular().add_seals(names)
 
     def fsync(self) -> None:
         """Writes all dirty pages to the disk."""

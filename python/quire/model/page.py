@@ -65,6 +65,8 @@ class Page:
     dirty: bool = False
     lazily_free: bool = False
     """MADV_FREE: until it is written again, its content need not be kept."""
+    droppable: bool = False
+    """MAP_DROPPABLE: its content need never be kept."""
     poisoned: bool = False
     """Its memory has failed: every access is SIGBUS, and its content is lost."""
     holders: set[Place] = field(default_factory=set)
@@ -74,6 +76,11 @@ class Page:
     def wired(self) -> bool:
         """Whether some address space has locked it."""
         return any(space.wires(number) for space, number in self.holders | self.mappings)
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether its content need not be kept: eviction then costs no I/O."""
+        return self.droppable or (self.lazily_free and not self.dirty)
 
     @property
     def swap_backed(self) -> bool:

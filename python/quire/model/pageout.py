@@ -43,6 +43,9 @@ class Pageout:
         self.trace = trace
         self.limit = limit
         self.policy: Policy[Page] = policy if policy is not None else TwoLists()
+        self.keeps_forgettable = False
+        """Whether memory that a program declared forgettable (MADV_FREE, MAP_DROPPABLE) is saved
+        all the same while swap has room: then a shortage of frames is seen by no program."""
         self.unevictable: set[Page] = set()
         self.evictions = 0
 
@@ -117,15 +120,14 @@ class Pageout:
         The page must be out of the policy's hands.
         """
         assert page.frame is not None
-        if page.swap_backed and self.swap.full and not page.lazily_free:
-            return False
         for space, number in list(page.mappings):
-            space.forget_translation(number)
-        self.trace.add("evict", frame=page.frame, dirty=page.dirty)
-        if page.lazily_free and not page.dirty:
-            for space, number in list(page.holders):
-                space.drop_private(number)
+            space.forget_translation(number)  # only now `dirty` is known
+        if page.forgettable and (self.swap.full or not self.keeps_forgettable):
+            self.forget(page)
             return True
+        if page.swap_backed and self.swap.full:
+            return False
+        self.trace.add("evict", frame=page.frame, dirty=page.dirty)
         try:
             self._save(page)
         except DiskError:
@@ -135,6 +137,12 @@ class Pageout:
             self.memory.free(page.frame)
             page.frame = None
         return True
+
+    def forget(self, page: Page) -> None:
+        """Drops a forgettable page: those who held it will read zeros."""
+        self.trace.add("forget", frame=page.frame)
+        for space, number in list(page.holders):
+            space.drop_private(number)
 
     def _save(self, page: Page) -> None:
         assert page.frame is not None

@@ -65,6 +65,8 @@ class VmaSet:
 
     def overlapping(self, start: int, end: int) -> list[Vma]:
         """The VMAs that touch `[start, end)`, from the lowest up."""
+        if start >= end:
+            return []
         place = max(bisect_right(self._starts, start) - 1, 0)
         found = []
         for vma in self._vmas[place:]:

@@ -1,6 +1,6 @@
 import pytest
 
-from quire.model import CallError
+from quire.model import CallError, OpenFile
 from quire.model import flags as f
 
 PAGE = 4096
@@ -101,20 +101,20 @@ def test_seals(world):
     w = world()
     file = w.file("f", b"abc", on_disk=False)
     with pytest.raises(CallError, match="EINVAL"):
-        w.file("g", b"").regular().add_seals({"SEAL"}, True)
+        w.file("g", b"").add_seals({"SEAL"})
     with pytest.raises(CallError, match="EPERM"):
-        file.regular().add_seals({"SEAL"}, False)
+        OpenFile("f", "regular", file.object, writable=False).add_seals({"SEAL"})
     at = w.mapped(file, 1)
     with pytest.raises(CallError, match="EBUSY"):
-        file.regular().add_seals({"WRITE"}, True)
+        file.add_seals({"WRITE"})
     w.space.munmap(at, PAGE)
-    file.regular().add_seals({"WRITE", "GROW", "SHRINK", "SEAL"}, True)
+    file.add_seals({"WRITE", "GROW", "SHRINK", "SEAL"})
     for call in (
         lambda: file.pwrite(b"x", 0),
         lambda: file.ftruncate(1),
         lambda: file.ftruncate(9),
         lambda: file.punch(0, 1),
-        lambda: file.regular().add_seals({"GROW"}, True),
+        lambda: file.add_seals({"GROW"}),
         lambda: w.mapped(file, 1),
     ):
         with pytest.raises(CallError, match="EPERM"):

@@ -110,6 +110,8 @@ def _change_flags(space: Space, vma: Vma, start: int, end: int, name: str) -> No
         raise CallError("EINVAL", "MADV_KEEPONFORK of droppable memory")
     if name in ("DOFORK", "DODUMP") and vma.flags & f.DEVICE:
         raise CallError("EINVAL", f"MADV_{name} of a device")
+    if name == "DODUMP" and vma.flags & f.DROPPABLE:
+        raise CallError("EINVAL", "MADV_DODUMP of droppable memory")
     if name == "MERGEABLE" and not vma.private:
         return  # nothing that could be merged: accepted and forgotten
     to_set, to_clear = _SET_AND_CLEAR[name]
@@ -147,7 +149,8 @@ def _free(space: Space, vma: Vma, start: int, end: int) -> None:
         if not isinstance(held, Page):
             continue
         if held.frame is None:
-            space.drop_private(number)
+            if not space.machine.pageout.keeps_forgettable:
+                space.drop_private(number)
         elif len(held.holders) == 1:
             held.lazily_free, held.dirty = True, False
 
@@ -181,10 +184,13 @@ def _pageout(space: Space, vma: Vma, start: int, end: int) -> None:
     pageout = space.machine.pageout
     for page in _known_pages(space, vma, start, end):
         alone = len(page.mappings) <= 1 and len(page.holders) <= 1
-        if alone and page.frame is not None and not page.poisoned and not page.wired:
-            pageout.withdraw(page)
-            if not pageout.evict(page):
-                pageout.policy.insert(page)
+        if not alone or page.frame is None or page.poisoned or page.wired:
+            continue
+        pageout.withdraw(page)
+        if page.droppable:
+            pageout.forget(page)
+        elif not pageout.evict(page):
+            pageout.policy.insert(page)
 
 
 def _willneed(space: Space, vma: Vma, start: int, end: int) -> None:

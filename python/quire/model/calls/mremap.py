@@ -131,7 +131,7 @@ CHECKS_OF_SOURCE: tuple[Check[_Source], ...] = (
 )
 CHECKS_OF_MOVE: tuple[Check[_Source], ...] = (
     Check("EINVAL", "only a shared mapping can be shown twice (old size 0)",
-          lambda r: r.old == 0 and r.known.private),
+          lambda r: r.old == 0 and not r.flags & (f.SHARED | f.MAY_SHARE)),
     Check("EINVAL", "MREMAP_DONTUNMAP of a device",
           lambda r: r.keeps_source and bool(r.flags & f.DEVICE)),
     Check("EFAULT", "the range to keep crosses the end of its mapping",

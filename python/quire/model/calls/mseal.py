@@ -42,4 +42,6 @@ def mseal(space: Space, start: int, length: int, flags: int) -> None:
     if at < r.end:
         raise CallError("ENOMEM", "part of the range is not mapped; nothing was sealed")
     for vma in found:
-        space.vmas.change(vma, max(vma.start, start), min(vma.end, r.end), vma.flags | f.SEALED)
+        if not vma.flags & f.SEALED:
+            low, high = max(vma.start, start), min(vma.end, r.end)
+            space.vmas.change(vma, low, high, vma.flags | f.SEALED)

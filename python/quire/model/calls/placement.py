@@ -28,12 +28,12 @@ def find_place(
     Raises:
         CallError: ENOMEM, there is no hole.
     """
-    if hint and hint_is_free(space, hint, length):
-        return hint
+    bottom, top = space.machine.lowest_address, space.machine.mmap_base
     if low:
         bottom, top = _LOW_32BIT
-    else:
-        bottom, top = space.machine.lowest_address, space.machine.mmap_base
+    far = low and hint + length > top
+    if hint and not far and hint_is_free(space, hint, length):
+        return hint
     if align:
         place = _highest(space, length + align, bottom, top)
         if place is not None:

@@ -80,6 +80,8 @@ class KernelProcess:
             return 0
         if isinstance(at, int):
             return ARENA + at
+        if isinstance(at, str):
+            return self.variables[at]
         if "abs" in at:
             return int(at["abs"])
         return self.variables[at["var"]] + int(at.get("delta", 0))
@@ -241,8 +243,9 @@ class KernelProcess:
         return {"ok": 0}
 
     def _pread(self, op: Op) -> Outcome:
-        content = os.pread(self.fds[op["fd"]], op["n"], op["off"])
-        return digest(content) if op["n"] else {"ok": 0}
+        if not op["n"]:
+            return {"ok": 0}
+        return digest(os.pread(self.fds[op["fd"]], op["n"], op["off"]))
 
     def _pwrite(self, op: Op) -> Outcome:
         return {"ok": os.pwrite(self.fds[op["fd"]], stored_bytes(op), op["off"])}

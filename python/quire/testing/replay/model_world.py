@@ -108,6 +108,8 @@ class ModelWorld:
             return 0
         if isinstance(at, int):
             return ARENA + self.scale.up(at)
+        if isinstance(at, str):
+            return self.p.variables[at]
         if "abs" in at:
             return self.scale.up(at["abs"])
         return self.p.variables[at["var"]] + self.scale.up(at.get("delta", 0))
@@ -269,10 +271,9 @@ class ModelWorld:
     def _open(self, op: Op) -> Outcome:
         name = op["file"]
         readable, writable = _MODES[op["mode"]]
-        kinds = {"/dev/zero": "zero", "/": "directory"}
-        kind = "regular" if name in self.files else kinds.get(name, "stream")
-        if name in self.unlinked:
-            raise CallError("ENOENT", f"{name} was unlinked")
+        kind = "regular" if name in self.files else _kind(name)
+        if name in self.unlinked or kind is None:
+            raise CallError("ENOENT", f"there is no {name}")
         if kind == "directory" and writable and op["mode"] != "path":
             raise CallError("EISDIR", f"{name} is a directory")
         self.p.files[op["fd"]] = OpenFile(
@@ -314,8 +315,7 @@ class ModelWorld:
         return {"ok": 0}
 
     def _seal(self, op: Op) -> Outcome:
-        file = self._fd(op)
-        file.regular().add_seals(set(op["seals"]), file.writable)
+        self._fd(op).add_seals(set(op["seals"]))
         return {"ok": 0}
 
     def _fsize(self, op: Op) -> Outcome:
@@ -347,6 +347,8 @@ class ModelWorld:
         return {"ok": self.scale.down(done)}
 
     def _pipe_write_from(self, op: Op) -> Outcome:
+        if not self._fd(op).writable:
+            raise CallError("EBADF", "the end of a pipe that is read")
         done = self.p.space.pipe_write_from(self._address(op["at"]), self.scale.up(op["n"]))
         return {"ok": self.scale.down(done)}
 
@@ -415,6 +417,15 @@ class ModelWorld:
     def _fill_map_count(self, op: Op) -> Outcome:
         self.p.space.vmas.limit = len(self.p.space.vmas) + op["spare"]
         return {"ok": 0}
+
+
+def _kind(path: str) -> str | None:
+    """What a row finds at a path that is none of its files."""
+    if path == "/dev/zero":
+        return "zero"
+    if path in ("/", "/dev", "/etc", "/proc", "/tmp", "/usr"):
+        return "directory"
+    return "stream" if path.startswith("/dev/") else None
 
 
 def _content(file: dict[str, int]) -> bytes:

@@ -32,13 +32,15 @@ class Setting:
     def machine(self) -> Machine:
         """A fresh machine of this kind. Its TLB has at most 4 ways."""
         ways = max((w for w in range(1, 5) if self.tlb and self.tlb % w == 0), default=1)
-        return Machine(
+        machine = Machine(
             GEOMETRIES[self.geometry],
             frames=self.frames,
             swap=0 if self.frames is None else None,
             tlb=self.tlb,
             tlb_ways=ways,
         )
+        machine.pageout.keeps_forgettable = True  # rows were recorded with memory to spare
+        return machine
 
 
 @dataclass
