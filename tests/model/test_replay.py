@@ -7,13 +7,15 @@ import pytest
 
 from quire.model import GEOMETRIES
 from quire.testing.replay import kernel_world, native
+from quire.testing.replay import replay as replay_module
 from quire.testing.replay.__main__ import main
 from quire.testing.replay.random_rows import random_row
-from quire.testing.replay.replay import Setting, outcomes
-from quire.testing.replay.rows import digest, page_token, same
+from quire.testing.replay.replay import Setting, outcomes, replay
+from quire.testing.replay.rows import Row, digest, page_token, same
 from quire.testing.replay.scale import Scale
 
-FEW = Path(__file__).parent / "cases" / "few.jsonl"
+CASES = Path(__file__).parent / "cases"
+FEW = CASES / "few.jsonl"
 MMAP = {"op": "mmap", "at": 0, "len": 4096, "prot": "rw", "flags": ["PRIVATE", "ANON", "FIXED"]}
 
 
@@ -59,6 +61,100 @@ def test_skips_have_reasons(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["skipped"] == {"arch:x86-64": 1, "operations after advisory_from": 1}
     assert (report["rows"], report["ops"]) == (1, 1)
+
+
+@pytest.mark.parametrize("on", ["model", "kernel"])
+@pytest.mark.parametrize(
+    ("tag", "where"),
+    [
+        ("env:nr_hugepages=7", ("model", "kernel")),
+        ("env:pku=unknown", ("model", "kernel")),
+        ("env:unheard=of", ("model", "kernel")),
+        ("version>=99.1", ("model", "kernel")),
+        ("version>=4.5", ()),
+        ("arch:x86-64", ()),
+        ("arch:sparc", ("model", "kernel")),
+        ("slow", ()),
+        ("limit:max_map_count", ()),
+    ],
+)
+def test_rows_of_other_systems_are_skipped(on, tag, where):
+    row = Row("tagged", True, {}, [MMAP], [{"ok": {"at": 0}}], tags=("strict", tag))
+    total = replay([row], Setting(on=on))
+    assert total.skipped == ({tag: 1} if on in where else {})
+    assert total.mismatches == []
+
+
+def test_privileged_rows_are_roots_alone(monkeypatch):
+    row = Row("tagged", True, {}, [MMAP], [{"ok": {"at": 0}}], tags=("privileged",))
+    monkeypatch.setattr(replay_module.os, "geteuid", lambda: 1000)
+    assert replay([row], Setting(on="kernel")).skipped == {"privileged": 1}
+    assert replay([row], Setting()).skipped == {}
+
+
+WRONG_FILES = {
+    "not json": ("{", "line 1: Expecting"),
+    "no object": ("[1]", "must hold one JSON object"),
+    "no row": ('{"id": "r"}', 'object without "ops"'),
+    "other format": ('{"id": "r", "ops": ["load x"]}', "row r: 'load x' is no operation"),
+    "no outcomes": (json.dumps({"id": "r", "ops": [MMAP]}), "1 operations, but 0 outcomes"),
+    "empty": ("", "holds no rows"),
+    "meta alone": ('{"meta": {}}', "holds no rows"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_files_without_rows(name, tmp_path, capsys):
+    text, message = WRONG_FILES[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    assert main([str(path), "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert str(path) in told.err
+    assert message in told.err
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    assert main([str(tmp_path / "none.jsonl")]) == 2
+    whole = (CASES / "cases.jsonl.gz").read_bytes()
+    cut, raw = tmp_path / "cut.jsonl.gz", tmp_path / "raw.jsonl"
+    cut.write_bytes(whole[:200])
+    raw.write_bytes(whole)
+    assert main([str(cut)]) == 2
+    assert main([str(raw)]) == 2
+    assert capsys.readouterr().err.count("cannot be read") == 3
+
+
+WRONG_OPERATIONS = {
+    "there is no operation 'fly'": {"op": "fly"},
+    "there is no operation 'address'": {"op": "address"},
+    "load: no 'at'": {"op": "load"},
+    "load: no 'v'": {"op": "load", "at": {"var": "v"}},
+    "madvise: no 'NOPE'": {"op": "madvise", "at": 0, "len": 1, "advice": "NOPE"},
+    "fsize: no 'f'": {"op": "fsize", "fd": "f"},
+    "maps: no 'p7'": {"op": "maps", "proc": "p7"},
+}
+
+
+@pytest.mark.parametrize("on", ["model", "kernel"])
+def test_operations_that_are_not_of_the_format(on):
+    """They are mismatches that say why; the rows beside them are replayed."""
+    rows = [Row(said, True, {}, [op], [{"ok": 0}]) for said, op in WRONG_OPERATIONS.items()]
+    total = replay(rows, Setting(on=on))
+    assert [m["row"] for m in total.mismatches] == list(WRONG_OPERATIONS)
+    for mismatch in total.mismatches:
+        assert mismatch["row"] in mismatch["given"]["harness"]
+
+
+@pytest.mark.parametrize(
+    "option", ["--frames=0", "--frames=x", "--tlb=-1", "--tlb=x", "--geometry=x", "--on=x"]
+)
+def test_wrong_options(option, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([str(FEW), option])
+    assert left.value.code == 2
+    assert option.split("=")[0] in capsys.readouterr().err
 
 
 def test_outcomes_compare():

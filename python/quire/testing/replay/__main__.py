@@ -1,7 +1,7 @@
 """`python -m quire.testing.replay --on model FILE...`: replays rows and compares outcomes.
 
 Prints one JSON object with `--json`, else a summary and each mismatch. Exit code 0 only if all
-agree.
+agree; 1 with a mismatch; 2 for a file that cannot be read as rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from quire.model import GEOMETRIES
 from quire.testing.replay.replay import Setting, replay
-from quire.testing.replay.rows import read_rows
+from quire.testing.replay.rows import RowError, read_rows
 
 __all__ = ["main"]
 
@@ -23,8 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m quire.testing.replay", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--on", choices=("model", "kernel"), default="model")
-    parser.add_argument("--frames", type=int, help="frames for pages; with it, swap without end")
-    parser.add_argument("--tlb", default="64", help="entries of the TLB, or off")
+    parser.add_argument(
+        "--frames", type=_frames, help="frames for pages; with it, swap without end"
+    )
+    parser.add_argument("--tlb", type=_entries, default=64, help="entries of the TLB, or off")
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="x86-64")
     parser.add_argument("--checked", action="store_true", help="invariants after every operation")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -32,11 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     setting = Setting(
         on=given.on,
         frames=given.frames,
-        tlb=0 if given.tlb == "off" else int(given.tlb),
+        tlb=given.tlb,
         geometry=given.geometry,
         checked=given.checked,
     )
-    total = replay([row for path in given.files for row in read_rows(path)], setting)
+    try:
+        rows = [row for path in given.files for row in read_rows(path)]
+    except RowError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    total = replay(rows, setting)
     report = total.as_json()
     if given.json:
         sys.stdout.write(json.dumps(report) + "\n")
@@ -47,6 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
         for reason, count in total.skipped.items():
             sys.stdout.write(f"skipped, {reason}: {count}\n")
     return 1 if total.mismatches else 0
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of frames: 1 or more")
+    return int(text)
+
+
+def _entries(text: str) -> int:
+    if text != "off" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of entries nor `off`")
+    return 0 if text == "off" else int(text)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from quire.model import flags as f
 from quire.model.file_object import SEALS
-from quire.testing.replay.model_world import ARENA, ARENA_PAGES, bits, protection
+from quire.testing.replay.model_world import (
+    ARENA,
+    ARENA_PAGES,
+    action_of,
+    bits,
+    malformed,
+    protection,
+)
 from quire.testing.replay.native import Fault, helper
 from quire.testing.replay.rows import PAGE, digest, page_token, stored_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from quire.testing.replay.rows import Op, Outcome
 
 __all__ = ["KernelProcess"]
@@ -51,6 +56,8 @@ _MODES = {
     "append": os.O_RDWR | os.O_APPEND,
     "path": os.O_PATH,
 }
+_FILLED_FROM = 0x2000_0000_0000
+_SLACK_BLOCKS, _SLACK_EVERY = 40_000, 2_000
 _CAP_IPC_LOCK = 14
 _F_ADD_SEALS = 1033
 
@@ -67,9 +74,10 @@ class KernelProcess:
 
     def do(self, op: Op) -> Outcome:
         """The outcome of one operation."""
-        action: Callable[[Op], Outcome] = getattr(self, "_" + op["op"])
         try:
-            return action(op)
+            return action_of(self, op)(op)
+        except KeyError as error:
+            return malformed(op, error)
         except OSError as error:
             return {"err": _ERRNO[error.errno or 0]}
 
@@ -342,15 +350,19 @@ class KernelProcess:
         return self._answer(self._call("capset", ctypes.addressof(header), ctypes.addressof(data)))
 
     def _fill_map_count(self, op: Op) -> Outcome:
-        """Makes mappings far from the arena until there are max_map_count - spare."""
-        limit = int(Path("/proc/sys/vm/max_map_count").read_text()) - op["spare"]
-        have = sum(1 for line in _raw_maps() if line[5] != "[vsyscall]")
+        """Makes mappings far from the arena until there are max_map_count - spare.
+
+        As many as the kernel grants (it refuses when there are more than the limit), less what is
+        to spare. The interpreter keeps memory of its own in hand, for it would get none later.
+        """
+        self._slack = [bytes(256) for _ in range(_SLACK_BLOCKS)][::_SLACK_EVERY]
         flags = bits(f.MAP, ["FIXED", "PRIVATE", "ANON"])
-        for number in range(limit - have):
-            place = 0x2000_0000_0000 + number * 2 * PAGE
-            answer = self._call("mmap", place, PAGE, f.PROT_READ, flags, -1, 0)
-            if answer < 0:
-                return self._answer(answer)
+        place = _FILLED_FROM
+        while self._call("mmap", place, PAGE, f.PROT_READ, flags, -1, 0) >= 0:
+            place += 2 * PAGE
+        for _ in range(op["spare"] + 1):
+            place -= 2 * PAGE
+            self._call("munmap", place, PAGE)
         return {"ok": 0}
 
 

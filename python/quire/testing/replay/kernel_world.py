@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from quire.testing.replay.kernel_process import KernelProcess
+from quire.testing.replay.model_world import malformed
 from quire.testing.replay.native import helper
 from quire.testing.replay.rows import pattern
 
@@ -90,7 +91,9 @@ class KernelWorld:
 
     def do(self, op: Op) -> Outcome:
         """The outcome of one operation."""
-        number = self._numbers[op.get("proc", "p0")]
+        number = self._numbers.get(op.get("proc", "p0"))
+        if number is None:
+            return malformed(op, KeyError(op["proc"]))
         if op["op"] == "fork":
             child = len(self._numbers)
             self._numbers[op["child"]] = child

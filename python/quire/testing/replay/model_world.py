@@ -35,6 +35,16 @@ _MODES = {
 }
 
 
+OPERATIONS = frozenset(
+    """
+    mmap munmap mprotect mremap msync madvise mincore mlock munlock mlock2 mlockall munlockall
+    remap_file_pages mseal load store exec snapshot open pipe close pread pwrite ftruncate punch
+    fsize fhash unlink seal read_into write_from pipe_write_from maps vmlck diff below mod setrlimit
+    dropcap fill_map_count settle fork exit
+    """.split()  # noqa: SIM905 - as a list it would fill a page
+)
+
+
 def bits(names: dict[str, int], value: Any) -> int:
     """Flags given as a number, a name, or a list of these."""
     if isinstance(value, int):
@@ -50,6 +60,26 @@ def protection(value: Any) -> int:
     if isinstance(value, int):
         return value
     return sum({"r": f.PROT_READ, "w": f.PROT_WRITE, "x": f.PROT_EXEC}[letter] for letter in value)
+
+
+def action_of(world: object, op: Op) -> Callable[[Op], Outcome]:
+    """The method for an operation.
+
+    Raises:
+        KeyError: there is no such operation.
+    """
+    action: Callable[[Op], Outcome] | None = getattr(world, "_" + op["op"], None)
+    if action is None or op["op"] not in OPERATIONS:
+        raise KeyError(op["op"])
+    return action
+
+
+def malformed(op: Op, error: KeyError) -> Outcome:
+    """The outcome of an operation that the format does not know, or that lacks something."""
+    what = error.args[0]
+    if what == op["op"]:
+        return {"harness": f"there is no operation {what!r}"}
+    return {"harness": f"{op['op']}: no {what!r}, which is needed or must be made before"}
 
 
 class Process:
@@ -89,10 +119,11 @@ class ModelWorld:
 
     def do(self, op: Op) -> Outcome:
         """The outcome of one operation."""
-        self.p = self.processes[op.get("proc", "p0")]
-        action: Callable[[Op], Outcome] = getattr(self, "_" + op["op"])
         try:
-            outcome = action(op)
+            self.p = self.processes[op.get("proc", "p0")]
+            outcome = action_of(self, op)(op)
+        except KeyError as error:
+            return malformed(op, error)
         except CallError as error:
             outcome = {"err": error.errno}
         except Signalled as signal:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quire.model import GEOMETRIES, Machine
@@ -103,8 +107,37 @@ def outcomes(row: Row, setting: Setting, end: int | None = None) -> Iterator[Out
         yield model.do(op)
 
 
+_MODELLED = {"nr_hugepages": "0", "overcommit": "0", "pku": "false"}
+"""The environment of the model, in the words of the tags `env:KEY=VALUE`."""
+_MODELLED_RELEASE = (6, 18)
+
+
 def _not_applicable(row: Row, setting: Setting) -> str | None:
+    """The first tag by which a row is about another system than the one it is to run on."""
+    on_kernel = setting.on == "kernel"
+    release = _release(platform.release()) if on_kernel else _MODELLED_RELEASE
+    environment = _kernel_environment() if on_kernel else _MODELLED
+    machine = "x86-64" if on_kernel else setting.geometry
     for tag in row.tags:
-        if tag.startswith("arch:") and not setting.geometry.startswith(tag[len("arch:") :]):
+        kind, _, value = tag.partition(":")
+        name, _, wanted = value.partition("=")
+        if (
+            (kind == "arch" and not machine.startswith(value))
+            or (kind == "env" and environment.get(name) != wanted)
+            or (tag.startswith("version>=") and release < _release(tag))
+            or (tag == "privileged" and on_kernel and os.geteuid() != 0)
+        ):
             return tag
     return None
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def _kernel_environment() -> dict[str, str]:
+    return {
+        "nr_hugepages": Path("/proc/sys/vm/nr_hugepages").read_text().strip(),
+        "overcommit": Path("/proc/sys/vm/overcommit_memory").read_text().strip(),
+        "pku": str(" ospke " in Path("/proc/cpuinfo").read_text()).lower(),
+    }

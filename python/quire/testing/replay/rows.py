@@ -5,19 +5,35 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Outcome", "Row", "digest", "page_token", "pattern", "read_rows", "same", "stored_bytes"]
+__all__ = [
+    "Op",
+    "Outcome",
+    "Row",
+    "RowError",
+    "digest",
+    "page_token",
+    "pattern",
+    "read_rows",
+    "same",
+    "stored_bytes",
+]
 
 PAGE = 4096
 """The page size in which rows are written."""
 
 Op = dict[str, Any]
 Outcome = dict[str, Any]
+
+
+class RowError(ValueError):
+    """A file that does not hold rows of the format: where, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +52,53 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; where shmem gave other outcomes than ext4, the row comes twice."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    """The rows of a file; where shmem gave other outcomes than ext4, the row comes twice.
+
+    Raises:
+        RowError: it cannot be read, or does not hold rows.
+    """
     rows: list[Row] = []
-    with opener(path, "rt") as lines:
-        for line in lines:
-            raw = json.loads(line)
-            if "ops" in raw:
-                rows += _rows(raw)
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows += _rows(json.loads(line)) if line.strip() else []
+                except ValueError as error:
+                    raise RowError(f"{path}, line {number}: {error}") from None
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise RowError(f"{path} cannot be read: {error}") from None
+    if not rows:
+        raise RowError(f"{path} holds no rows")
     return rows
 
 
-def _rows(raw: dict[str, Any]) -> list[Row]:
+def _rows(raw: Any) -> list[Row]:
+    """The rows of a line: none if it is one of those that say something about the file."""
+    if not isinstance(raw, dict):
+        raise RowError("a line must hold one JSON object")
+    if "ops" not in raw:
+        if {"meta", "stats"} & raw.keys():
+            return []
+        raise RowError('an object without "ops" that is neither "meta" nor "stats"')
+    name, outcomes = raw.get("id", "without id"), raw.get("out", [])
+    for op in raw["ops"]:
+        if not isinstance(op, dict) or "op" not in op:
+            raise RowError(f'row {name}: {op!r} is no operation: an object with "op" is')
+    if len(outcomes) != len(raw["ops"]):
+        raise RowError(f"row {name}: {len(raw['ops'])} operations, but {len(outcomes)} outcomes")
+    return _both_kinds(raw)
+
+
+def _both_kinds(raw: dict[str, Any]) -> list[Row]:
+    """The row of an object, and where it was recorded too, the same on the other file system."""
     fs = raw.get("fs", "ext4")
     row = Row(
-        raw["id"],
+        raw.get("id", "without id"),
         fs != "shmem",
         raw.get("files") or {},
         raw["ops"],
-        raw.get("out", []),
+        raw["out"],
         tuple(raw.get("tags") or ()),
         raw.get("advisory_from"),
     )
