@@ -46,8 +46,9 @@ def first_difference(row):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the rows were recorded as root")
-def test_kernel_agrees_with_its_record():
-    rows = read_rows(CASES / "cases.jsonl.gz")
+@pytest.mark.parametrize("name", ["cases", "more_cases"])
+def test_kernel_agrees_with_its_record(name):
+    rows = read_rows(CASES / f"{name}.jsonl.gz")
     rows = [row for row in rows if "slow" not in row.tags]
     assert replay(rows, Setting(on="kernel")).mismatches == []
 

@@ -9,8 +9,8 @@ from quire.testing.replay.replay import Setting, replay
 from quire.testing.replay.rows import read_rows
 
 CASES = Path(__file__).parent / "cases"
-FILES = ("cases", "random_cases", "random_long_cases")
-ROWS = {"cases": 189, "random_cases": 1000, "random_long_cases": 40}
+FILES = ("cases", "more_cases", "random_cases", "random_long_cases")
+ROWS = {"cases": 189, "more_cases": 686, "random_cases": 1000, "random_long_cases": 40}
 SKIPPED = {"arch:x86-64", "operations after advisory_from"}
 
 SETTINGS = [
@@ -42,6 +42,7 @@ def test_every_row(name):
 def test_every_configuration(setting):
     """A sample of rows; `make test-long` replays all of them."""
     check(rows_of("cases"), setting)
+    check(rows_of("more_cases", every=9), setting)
     check(rows_of("random_cases", every=40), setting)
 
 

@@ -21,6 +21,7 @@ from quire.model.page import Marker, Page
 from quire.model.vma import Lineage
 
 if TYPE_CHECKING:
+    from quire.model.memory_object import MemoryObject
     from quire.model.space import Space
     from quire.model.vma import Vma
 
@@ -57,16 +58,24 @@ def find_family(space: Space, vma: Vma) -> None:
 
 
 def collapse(space: Space, vma: Vma, start: int) -> None:
-    """Gathers an aligned block of anonymous pages into adjoining frames, shown by one entry."""
+    """Gathers an aligned block of anonymous pages into adjoining frames, shown by one entry.
+
+    Of shared memory all pages come in, each in its own frame.
+    """
     first = start >> space.page_bits
     count = space.geometry.block_size >> space.page_bits
     pageout = space.machine.pageout
     held = [space.overlay.get(first + step) for step in range(count)]
-    if Marker.GUARD in held or not any(held):
+    if vma.object is not None:
+        _fill_object(vma.object, vma.index(start, space.page_bits), held)
+        return
+    if Marker.GUARD in held or not any(isinstance(page, Page) for page in held):
         raise CallError("EINVAL", "a guard page lies in the block, or nothing at all")
     contents = [pageout.content(page) if isinstance(page, Page) else None for page in held]
     pages = [Page(dirty=True) for _ in range(count)]
     if not pageout.allocate_run(pages):
+        if pageout.acts_ample:
+            return
         raise CallError("ENOMEM", "no room for a huge page")
     find_family(space, vma)
     for step, (page, content) in enumerate(zip(pages, contents, strict=True)):
@@ -76,6 +85,15 @@ def collapse(space: Space, vma: Vma, start: int) -> None:
             space.machine.memory.frames[page.frame][:] = content
     if vma.flags & f.WRITE:
         space.install_block(first, pages, vma)
+
+
+def _fill_object(target: MemoryObject, first: int, held: list[Page | Marker | None]) -> None:
+    """Brings in a block of an object's pages, of which at least one must be there."""
+    last = first + len(held)
+    if any(held) or not any(first <= index < last for index in target.pages):
+        raise CallError("EINVAL", "a guard or a private page lies in the block, or nothing at all")
+    for index in range(first, min(last, target.page_count())):
+        target.page(index)
 
 
 def _locate(space: Space, address: int) -> Vma:

@@ -43,9 +43,10 @@ class Pageout:
         self.trace = trace
         self.limit = limit
         self.policy: Policy[Page] = policy if policy is not None else TwoLists()
-        self.keeps_forgettable = False
-        """Whether memory that a program declared forgettable (MADV_FREE, MAP_DROPPABLE) is saved
-        all the same while swap has room: then a shortage of frames is seen by no program."""
+        self.acts_ample = False
+        """Whether a shortage of frames is hidden where a program may see it: what it declared
+        forgettable (MADV_FREE, MAP_DROPPABLE) is saved all the same while swap has room, and
+        MADV_COLLAPSE without room for a huge page succeeds and changes nothing."""
         self.unevictable: set[Page] = set()
         self.evictions = 0
 
@@ -122,7 +123,7 @@ class Pageout:
         assert page.frame is not None
         for space, number in list(page.mappings):
             space.forget_translation(number)  # only now `dirty` is known
-        if page.forgettable and (self.swap.full or not self.keeps_forgettable):
+        if page.forgettable and (self.swap.full or not self.acts_ample):
             self.forget(page)
             return True
         if page.swap_backed and self.swap.full:

@@ -149,7 +149,7 @@ def _free(space: Space, vma: Vma, start: int, end: int) -> None:
         if not isinstance(held, Page):
             continue
         if held.frame is None:
-            if not space.machine.pageout.keeps_forgettable:
+            if not space.machine.pageout.acts_ample:
                 space.drop_private(number)
         elif len(held.holders) == 1:
             held.lazily_free, held.dirty = True, False
@@ -209,14 +209,22 @@ def _willneed(space: Space, vma: Vma, start: int, end: int) -> None:
 
 
 def _collapse(space: Space, vma: Vma, start: int, end: int) -> None:
-    """MADV_COLLAPSE: whole aligned blocks of anonymous memory become huge pages."""
+    """MADV_COLLAPSE: whole aligned blocks become huge pages, as many as can; the rest is said."""
     block = space.geometry.block_size
     low, high = -(-vma.start // block) * block, vma.end // block * block
-    if low >= high or not vma.private or not vma.anonymous:
-        raise CallError("EINVAL", "no aligned block of anonymous memory in the mapping")
+    shared = isinstance(vma.object, FileObject) and vma.object.backing is None
+    aligned = vma.anonymous or vma.index(low, space.page_bits) << space.page_bits & block - 1 == 0
+    if low >= high or vma.flags & f.NOHUGEPAGE or not (vma.anonymous or shared) or not aligned:
+        raise CallError("EINVAL", "no aligned block of memory that may be huge in the mapping")
     first = max(low, -(-start // block) * block)
+    refused = None
     for base in range(first, min(high, end // block * block), block):
-        fault.collapse(space, vma, base)
+        try:
+            fault.collapse(space, vma, base)
+        except CallError as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 def _guard_install(space: Space, vma: Vma, start: int, end: int) -> None:

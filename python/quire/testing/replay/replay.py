@@ -43,7 +43,7 @@ class Setting:
             tlb=self.tlb,
             tlb_ways=ways,
         )
-        machine.pageout.keeps_forgettable = True  # rows were recorded with memory to spare
+        machine.pageout.acts_ample = True  # rows were recorded with memory to spare
         return machine
 
 
