@@ -23,6 +23,9 @@ GUARD_GAP_PAGES = 256
 """Pages kept free below a mapping that grows downwards (kernel parameter `stack_guard_gap`)."""
 
 
+_LARGEST_BLOCK = 1 << 30
+
+
 @dataclass(frozen=True)
 class EntryFormat:
     """Where an architecture keeps the bits of a page-table entry.
@@ -151,7 +154,24 @@ class Geometry:
     @cached_property
     def block_size(self) -> int:
         """Bytes mapped by a leaf one level above the last: the size of a huge page."""
-        return 1 << self.shifts[-2]
+        return self.leaf_sizes[1]
+
+    @cached_property
+    def leaf_levels(self) -> tuple[int, ...]:
+        """Levels at which a walk may end: those of pages (0), and of blocks up to 1 GiB.
+
+        With the larger granules of Arm a block is 32 or 512 MiB; the next level is too large.
+        """
+        return tuple(
+            level
+            for level in range(self.levels)
+            if level == 0 or self.leaf_sizes[level] <= _LARGEST_BLOCK
+        )
+
+    @cached_property
+    def leaf_sizes(self) -> tuple[int, ...]:
+        """Bytes that a leaf maps, by level from the pages up (above the root: all there is)."""
+        return tuple(1 << bits for bits in (*reversed(self.shifts), self.address_bits))
 
     def indices(self, address: int) -> tuple[int, ...]:
         """Index into the table of each level, from the root down.

@@ -70,7 +70,7 @@ class Machine:
         """vm.mmap_min_addr."""
         self.mmap_base = geometry.user_top - (1 << 30)
         """Below it mappings without a wish for a place go, downwards; the stack lies above."""
-        self.brk_start = 0x5555_0000_0000
+        self.brk_start = min(0x5555_0000_0000, geometry.page_up(geometry.half * 2 // 3))
         self.spaces: list[Space] = []
         self._asids = 0
 

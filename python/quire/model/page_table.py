@@ -62,6 +62,11 @@ class PageTable:
         self._valid_counts = {self.root: 0}
         self._frame_shift = max(geometry.page_bits, _FLAG_BITS)
 
+    @property
+    def frames_max(self) -> int:
+        """Frames that an entry can name."""
+        return self.format.address + (1 << _FLAG_BITS) >> self._frame_shift
+
     def steps(self, address: int) -> Iterator[Step]:
         """The entries that hardware reads to translate `address`, from the root down."""
         table, level = self.root, self.geometry.levels
@@ -80,7 +85,7 @@ class PageTable:
             last = step
         if last is None or not last.entry & self.format.valid:
             return None
-        size = 1 << self.geometry.shifts[self.geometry.levels - 1 - last.level]
+        size = self.geometry.leaf_sizes[last.level]
         return Leaf(last.entry, last.level, last.table, last.index, address & -size, size)
 
     def frame(self, leaf: Leaf, address: int) -> int:
@@ -91,7 +96,8 @@ class PageTable:
     def map(
         self, address: int, frame: int, *, writable: bool, executable: bool, level: int = 0
     ) -> None:
-        """Makes the page (or, at level 1, the block) at `address` show `frame`. It must be free."""
+        """Makes the page (or, above level 0, the block) at `address` show `frame`, if free."""
+        assert level in self.geometry.leaf_levels, f"no leaf at level {level}"
         table, here = self.root, self.geometry.levels
         indices = self.geometry.indices(address)
         for index in indices[: self.geometry.levels - 1 - level]:

@@ -10,7 +10,10 @@
     munmap ADDRESS LENGTH            mprotect ADDRESS LENGTH PROT
     mremap ADDRESS OLD NEW [FLAG,..] [to=ADDRESS] [as=NAME]
     msync ADDRESS LENGTH [FLAG,..]   madvise ADDRESS LENGTH ADVICE
-    mlock ADDRESS LENGTH             munlock ADDRESS LENGTH
+    mlock ADDRESS LENGTH [ONFAULT]   munlock ADDRESS LENGTH
+    mlockall [FLAG,FLAG..]           munlockall
+    remap_file_pages ADDRESS LENGTH PAGE                           brk [ADDRESS]
+    limit AS|DATA|MEMLOCK|STACK SIZE
     mincore ADDRESS LENGTH           mseal ADDRESS LENGTH
     load ADDRESS [COUNT]             store ADDRESS TEXT            fetch ADDRESS
     fork NAME                        process NAME                  exit             cpu N
@@ -18,7 +21,8 @@
     punch FILE OFFSET COUNT          sync FILE                     writeback
     maps                             smaps                         pagemap ADDRESS
     tables                           tlb                           statistics
-    entry ADDRESS FRAME [PROT]       puts a translation into a page table of your own
+    entry ADDRESS FRAME [PROT] [level=N]   puts a translation (at level 1 or 2 a block's) into a
+                                     page table of your own
     translate ADDRESS [ACCESS]       walks it (or, without one, the process's) as the hardware does
     faults FRAMES POLICY,.. PAGE..   counts the faults of a reference string
 
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "SessionError", "Step"]
 
+_INDEX_BITS_MAX, _PAGE_BITS_MAX = 20, 20
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _POLICIES: dict[str, Callable[[], Policy[Page]]] = {
     "two-lists": TwoLists,
@@ -128,7 +133,9 @@ class Session:
         named = dict(word.split("=", 1) for word in words[1:] if "=" in word)
         plain = [word for word in words[1:] if "=" not in word]
         try:
-            inspect.signature(verb).bind(*plain, **named)
+            bound = inspect.signature(verb).bind(*plain, **named)
+            if bound.arguments.get("names", {}).keys() - {"as"}:
+                raise TypeError(f"there is no {' or '.join(bound.arguments['names'])}=")
         except TypeError as error:
             raise SessionError(f"{words[0]}: {error}; see `help`") from None
         return verb(*plain, **named)
@@ -141,12 +148,22 @@ class Session:
         try:
             return int(word[:-1] if scale != 1 else word, 0) * scale
         except ValueError:
-            raise SessionError(f"{word!r} is no number") from None
+            raise SessionError(f"{word!r} is no number, nor a name given with as=") from None
+
+    def _count(self, word: str, least: int = 0) -> int:
+        """A number that may not be less than `least`."""
+        number = self._number(word)
+        if number < least:
+            raise SessionError(f"{word!r} is too small: at least {least}")
+        return number
 
     def _address(self, word: str) -> int:
         name, _, more = word.partition("+")
-        base = self.names[name] if name in self.names else self._number(name)
-        return base + (self._number(more) if more else 0)
+        base = self.names[name] if name in self.names else self._count(name)
+        address = base + (self._number(more) if more else 0)
+        if not 0 <= address < 1 << 64:
+            raise SessionError(f"{word!r} is no address of 64 bits")
+        return address
 
     @staticmethod
     def _flags(words: str, known: dict[str, int]) -> int:
@@ -164,9 +181,10 @@ class Session:
             raise SessionError(f"{word!r} is no protection: letters of rwx, or -")
         return sum(bits[letter] for letter in set(word))
 
-    def _named(self, name: str, address: int) -> str:
-        if name:
-            self.names[name] = address
+    def _named(self, names: dict[str, str], address: int) -> str:
+        """Keeps an address under the name given with `as=`, which Python takes no argument for."""
+        if names:
+            self.names[names["as"]] = address
         return f"{address:#x}"
 
     def _file_of(self, name: str) -> OpenFile:
@@ -188,32 +206,41 @@ class Session:
         cpus: str = "1",
         disk: str = "",
     ) -> str:
-        if page_bits:
-            widths = tuple(int(width) for width in index_bits.split(","))
-            shape = Geometry("own", int(page_bits), widths, X86_ENTRIES, False)
+        if page_bits or index_bits:
+            shape = self._own_geometry(page_bits, index_bits)
         elif geometry in GEOMETRIES:
             shape = GEOMETRIES[geometry]
         else:
             raise SessionError(f"no geometry {geometry!r}: of {', '.join(GEOMETRIES)}")
         if policy not in _POLICIES:
             raise SessionError(f"no policy {policy!r}: of {', '.join(_POLICIES)}")
-        size = int(tlb)
+        size = self._count(tlb)
         machine = Machine(
             shape,
-            frames=int(frames) if frames else None,
-            swap=None if swap == "endless" else int(swap),
+            frames=self._count(frames, 1) if frames else None,
+            swap=None if swap == "endless" else self._count(swap),
             policy=_POLICIES[policy](),
             tlb=size,
             tlb_ways=next(ways for ways in (4, 3, 2, 1) if size % ways == 0),
-            cpus=int(cpus),
-            disk_blocks=int(disk) if disk else None,
+            cpus=self._count(cpus, 1),
+            disk_blocks=self._count(disk) if disk else None,
         )
         self._start(machine)
         return f"{shape.name}: pages of {shape.page_size} bytes, {shape.address_bits} address bits"
 
+    def _own_geometry(self, page_bits: str, index_bits: str) -> Geometry:
+        """The shape of a textbook's machine."""
+        widths = tuple(self._count(width, 1) for width in index_bits.split(","))
+        shape = Geometry("own", self._count(page_bits, 1), widths, X86_ENTRIES, False)
+        if max(widths) > _INDEX_BITS_MAX or shape.page_bits > _PAGE_BITS_MAX:
+            raise SessionError(
+                f"a table has at most {_INDEX_BITS_MAX} index bits, a page {_PAGE_BITS_MAX}"
+            )
+        return shape
+
     def _verb_file(self, name: str, size: str, place: str = "disk") -> str:
         page = self.machine.geometry.page_size
-        count = self._number(size)
+        count = self._count(size)
         content = b"".join(
             bytes([ord("A") + number % 26]) * page for number in range(-(-count // page))
         )
@@ -252,7 +279,7 @@ class Session:
             opened,
             self._number(off),
         )
-        return self._named(names.get("as", ""), place)
+        return self._named(names, place)
 
     def _verb_munmap(self, address: str, length: str) -> str:
         self.space.munmap(self._address(address), self._number(length))
@@ -272,7 +299,7 @@ class Session:
             self._flags(flags, f.MREMAP),
             self._address(to),
         )
-        return self._named(names.get("as", ""), place)
+        return self._named(names, place)
 
     def _verb_msync(self, address: str, length: str, flags: str = "SYNC") -> str:
         bits = self._flags(flags, f.MS)
@@ -284,9 +311,33 @@ class Session:
         self.space.madvise(self._address(address), self._number(length), bits)
         return "done"
 
-    def _verb_mlock(self, address: str, length: str) -> str:
-        self.space.mlock(self._address(address), self._number(length))
+    def _verb_mlock(self, address: str, length: str, flags: str = "") -> str:
+        bits = self._flags(flags, {"ONFAULT": f.MLOCK_ONFAULT})
+        self.space.mlock2(self._address(address), self._number(length), bits)
         return f"{self.space.locked_bytes()} bytes locked"
+
+    def _verb_mlockall(self, flags: str = "CURRENT") -> str:
+        self.space.mlockall(self._flags(flags, f.MCL))
+        return f"{self.space.locked_bytes()} bytes locked"
+
+    def _verb_munlockall(self) -> str:
+        self.space.munlockall()
+        return f"{self.space.locked_bytes()} bytes locked"
+
+    def _verb_remap_file_pages(self, address: str, length: str, page: str) -> str:
+        where, size = self._address(address), self._number(length)
+        self.space.remap_file_pages(where, size, 0, self._number(page))
+        return "done"
+
+    def _verb_brk(self, end: str = "0") -> str:
+        return f"the heap ends at {self.space.brk(self._address(end)):#x}"
+
+    def _verb_limit(self, name: str, size: str) -> str:
+        if name not in self.space.limits:
+            raise SessionError(f"no limit {name!r}: of {', '.join(self.space.limits)}")
+        self.space.limits[name] = self._count(size)
+        self.space.may_lock_beyond_limit = False
+        return f"RLIMIT_{name} is {self._count(size)} bytes"
 
     def _verb_munlock(self, address: str, length: str) -> str:
         self.space.munlock(self._address(address), self._number(length))
@@ -303,16 +354,19 @@ class Session:
     # Accesses and processes.
 
     def _verb_load(self, address: str, count: str = "1") -> str:
-        return repr(self.space.load(self._address(address), self._number(count)))[1:]
+        return repr(self.space.load(self._address(address), self._count(count)))[1:]
 
-    def _verb_store(self, address: str, text: str) -> str:
-        self.space.store(self._address(address), text.encode())
-        return f"{len(text.encode())} bytes stored"
+    def _verb_store(self, address: str, text: str, *more: str) -> str:
+        content = " ".join((text, *more)).encode()
+        self.space.store(self._address(address), content)
+        return f"{len(content)} bytes stored"
 
     def _verb_fetch(self, address: str) -> str:
         return f"{self.space.fetch(self._address(address)):#04x}"
 
     def _verb_fork(self, name: str) -> str:
+        if name in self.spaces:
+            raise SessionError(f"there is a process {name!r}")
         self.spaces[name] = self.space.fork()
         return f"{name} is address space {self.spaces[name].asid}"
 
@@ -332,19 +386,20 @@ class Session:
         return f"{name} has ended"
 
     def _verb_cpu(self, number: str) -> str:
-        if not 0 <= int(number) < len(self.machine.cpus):
+        if self._count(number) >= len(self.machine.cpus):
             raise SessionError(f"no CPU {number}: there are {len(self.machine.cpus)}")
-        self.machine.cpu = int(number)
+        self.machine.cpu = self._count(number)
         return f"CPU {number} runs"
 
     # Files.
 
     def _verb_read(self, file: str, offset: str, count: str) -> str:
-        content = self._file_of(file).pread(self._number(count), self._number(offset))
+        content = self._file_of(file).pread(self._count(count), self._number(offset))
         return repr(content)[1:]
 
-    def _verb_write(self, file: str, offset: str, text: str) -> str:
-        done = self._file_of(file).pwrite(text.encode(), self._number(offset))
+    def _verb_write(self, file: str, offset: str, text: str, *more: str) -> str:
+        content = " ".join((text, *more)).encode()
+        done = self._file_of(file).pwrite(content, self._number(offset))
         return f"{done} bytes written"
 
     def _verb_truncate(self, file: str, size: str) -> str:
@@ -414,21 +469,29 @@ class Session:
 
     # Textbook questions.
 
-    def _verb_entry(self, address: str, frame: str, prot: str = "rw") -> str:
-        machine = self.machine
+    def _verb_entry(self, address: str, frame: str, prot: str = "rw", level: str = "0") -> str:
+        geometry, here = self.machine.geometry, self._count(level)
         if self.own_table is None:
-            self.own_table = PageTable(machine.geometry, machine.memory)
-        bits = self._prot(prot)
-        place = self._address(address) & -machine.geometry.page_size
-        if self.own_table.leaf(place) is not None:
-            raise SessionError(f"{place:#x} has a translation")
+            self.own_table = PageTable(geometry, self.machine.memory)
+        if here not in geometry.leaf_levels:
+            raise SessionError(f"no leaf at level {here}: at {geometry.leaf_levels}")
+        size = geometry.leaf_sizes[here]
+        bits, place = self._prot(prot), self._address(address) & -size
+        number, pages = self._count(frame), size >> geometry.page_bits
+        if number % pages or number >= self.own_table.frames_max:
+            raise SessionError(
+                f"no frame {number}: a multiple of {pages}, below {self.own_table.frames_max}"
+            )
+        if place >= geometry.half or self.own_table.leaves(place, place + size):
+            raise SessionError(f"{place:#x} has a translation, or can have none")
         self.own_table.map(
             place,
-            self._number(frame),
+            number,
             writable=bool(bits & f.PROT_WRITE),
             executable=bool(bits & f.PROT_EXEC),
+            level=here,
         )
-        return f"page {place >> machine.geometry.page_bits:#x} -> frame {self._number(frame)}"
+        return f"page {place >> geometry.page_bits:#x} -> frame {number}"
 
     def _verb_translate(self, address: str, access: str = "read") -> str:
         geometry, place = self.machine.geometry, self._address(address)
@@ -446,10 +509,12 @@ class Session:
 
     def _verb_faults(self, frames: str, policies: str, *pages: str) -> str:
         lines = []
+        if not pages:
+            raise SessionError("a reference string has at least one page")
         for name in policies.split(","):
             if name not in ("fifo", "lru", "clock", "opt"):
                 raise SessionError(f"no policy {name!r}: of fifo, lru, clock, opt")
-            total, faults = count_faults(pages, int(frames), name)
+            total, faults = count_faults(pages, self._count(frames, 1), name)
             for page, victim in faults:
                 self.machine.trace.add("fault", policy=name, page=str(page), victim=_word(victim))
             lines.append(f"{name}: {total} faults")

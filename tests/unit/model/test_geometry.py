@@ -11,6 +11,22 @@ SHAPES = {
 }
 
 
+BLOCKS = {
+    "x86-64": (4 << 10, 2 << 20, 1 << 30),
+    "x86-64-5level": (4 << 10, 2 << 20, 1 << 30),
+    "aarch64-4k": (4 << 10, 2 << 20, 1 << 30),
+    "aarch64-16k": (16 << 10, 32 << 20),
+    "aarch64-64k": (64 << 10, 512 << 20),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_sizes_of_leaves(name):
+    geometry = GEOMETRIES[name]
+    assert tuple(geometry.leaf_sizes[level] for level in geometry.leaf_levels) == BLOCKS[name]
+    assert geometry.leaf_sizes[-1] == 1 << geometry.address_bits
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name):
     geometry = GEOMETRIES[name]

@@ -50,16 +50,24 @@ def test_pages_far_apart_do_not_leak_tables(table):
     assert table.table_frames() == {table.root}
 
 
-def test_block(table):
-    size = table.geometry.block_size
-    count = size // table.geometry.page_size
-    table.map(3 * size, 4 * count, writable=True, executable=False, level=1)
-    inside = 3 * size + 7 * table.geometry.page_size + 5
-    leaf = table.leaf(inside)
-    assert (leaf.start, leaf.size, leaf.level) == (3 * size, size, 1)
-    assert table.frame(leaf, inside) == 4 * count + 7
-    with pytest.raises(AssertionError, match="block lies in the way"):
-        table.map(inside, 1, writable=True, executable=False)
+def test_blocks(table):
+    """2 MiB and 1 GiB with pages of 4 KiB; 32 MiB and 512 MiB with the larger granules of Arm."""
+    geometry = table.geometry
+    for level in geometry.leaf_levels[1:]:
+        size = geometry.leaf_sizes[level]
+        base, count = (4 * level + 3) * size, size // geometry.page_size
+        table.map(base, 4 * count, writable=True, executable=False, level=level)
+        inside = base + 7 * geometry.page_size + 5
+        leaf = table.leaf(inside)
+        assert (leaf.start, leaf.size, leaf.level) == (base, size, level)
+        assert len(list(table.steps(inside))) == geometry.levels - level
+        assert table.frame(leaf, inside) == 4 * count + 7
+        with pytest.raises(AssertionError, match="block lies in the way"):
+            table.map(inside, 1, writable=True, executable=False)
+        table.unmap(leaf)
+    assert table.table_frames() == {table.root}
+    with pytest.raises(AssertionError, match="no leaf"):
+        table.map(0, 0, writable=True, executable=False, level=geometry.leaf_levels[-1] + 1)
 
 
 def test_leaves_of_a_range(table):

@@ -77,6 +77,24 @@ def test_failed_calls_and_accesses_are_answers():
         ("machine policy=random", "no policy"),
         ("faults 3 random 1 2", "no policy"),
         ("translate 0 touch", "no access"),
+        ("mmap 1p zip=1", "no zip="),
+        ("machine frames=0", "at least 1"),
+        ("machine frames=many", "no number"),
+        ("machine tlb=-1", "at least 0"),
+        ("machine page_bits=8", "no number"),
+        ("machine page_bits=8 index_bits=4,x", "no number"),
+        ("machine page_bits=12 index_bits=40", "at most 20 index bits"),
+        ("file f -1", "at least 0"),
+        ("load 0x10000000000000000", "no address of 64 bits"),
+        ("fork init", "there is a process"),
+        ("faults 0 fifo 1 2", "at least 1"),
+        ("faults 3 fifo", "at least one page"),
+        ("entry 0 0x10000000000", "no frame"),
+        ("entry 0xffff800000000000 1", "can have none"),
+        ("entry 0 1 rw level=3", "no leaf at level 3"),
+        ("entry 0 1 rw level=1", "a multiple of 512"),
+        ("limit CPU 1", "no limit"),
+        ("mlock 0 1p SOON", "no flag"),
     ],
 )
 def test_nonsense_is_refused(line, words):
@@ -97,6 +115,36 @@ def test_translation_with_tables_of_ones_own():
         session.do("entry 0x3e0 4")
 
 
+def test_blocks_in_tables_of_ones_own():
+    session = Session()
+    session.do("entry 0x40000000 1024 rw level=1")
+    session.do("entry 0x80000000 0x80000 r level=2")
+    assert session.do("translate 0x40012345 write").result.endswith("physical 0x412345")
+    step = session.do("translate 0x80012345")
+    assert step.result.endswith("physical 0x80012345")
+    assert [e.facts["level"] for e in step.events if e.kind == "walk"] == [3, 2]
+    with pytest.raises(SessionError, match="has a translation"):
+        session.do("entry 0x80000000 1")
+
+
+def test_machine_with_one_table():
+    session = Session()
+    session.do("machine page_bits=12 index_bits=9")
+    session.do("mmap 2p rw as=a")
+    assert session.do("store a+0xffe hello there").result == "11 bytes stored"
+    assert session.do("load a+0xffe 11").result == "'hello there'"
+    assert session.do("madvise a 2p COLLAPSE").error.startswith("EINVAL")
+    assert session.do("brk").result == session.do("brk 0x300000").result
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+def test_beladys_anomaly(frames):
+    string = "1 2 3 4 1 2 5 1 2 3 4 5"
+    counts = {"fifo": {3: 9, 4: 10}, "lru": {3: 10, 4: 8}, "opt": {3: 7, 4: 6}}
+    step = Session().do(f"faults {frames} fifo,lru,opt {string}")
+    assert step.result.splitlines() == [f"{name}: {counts[name][frames]} faults" for name in counts]
+
+
 def test_every_verb_works():
     session = Session()
     for line in """machine cpus=2 disk=9 policy=clock geometry=aarch64-16k
@@ -114,6 +162,14 @@ def test_every_verb_works():
         mincore a 4p
         mremap a+1p 3p 5p maymove as=b
         mseal a 1p
+        mlock b 1p onfault
+        mlockall current,future
+        munlockall
+        brk
+        limit MEMLOCK 1M
+        mmap 2p rw shared file=f as=s
+        remap_file_pages s 1p 1
+        munmap s 2p
         munmap a+1p 1p
         read f 0 4
         write f 2 xx

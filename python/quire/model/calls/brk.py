@@ -42,6 +42,8 @@ def _fits_data_limit(space: Space, end: int) -> bool:
 
 def _grow(space: Space, old: int, new: int) -> None:
     above = space.vmas.at_or_after(old)
+    if new > space.geometry.user_top:
+        raise CallError("ENOMEM", "the heap would leave user space")
     if above is not None and new + space.geometry.page_size > gap_start(space, above):
         raise CallError("ENOMEM", "a mapping is in the way")
     if len(space.vmas) > space.vmas.limit:
