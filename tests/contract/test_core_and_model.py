@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from quire.testing.pmaps import working_pmaps, writable_pmaps
-from quire.testing.state_machine import KINDS, run_beside_model
+from quire.testing.state_machine import KINDS, SOFT, run_beside_model
 
 CASES = [
     (kind, pmap)
     for kind in KINDS
-    for pmap in (writable_pmaps() if KINDS[kind].writes_back else working_pmaps())
+    for pmap in (writable_pmaps() if KINDS[kind].writes_back else working_pmaps()) + [SOFT]
 ]
 
 

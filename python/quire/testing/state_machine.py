@@ -12,6 +12,8 @@ beside MAP_ANONYMOUS, each with room for a small part of it, so that both evict 
     close, open again               munmap, mmap
     what is wrong raises            a signal or an errno
 
+The pmap "soft", which gives no pointer, takes part with calls alone.
+
 Compared are bytes (of the mapping, and of the file after a sync), what is refused, and residency:
 never more than the budget, and always what is pinned.
 """
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from quire.model.file_object import FileObject
     from quire.residency import Pin
 
-__all__ = ["KINDS", "CoreAndModel", "Kind", "run_beside_model"]
+__all__ = ["KINDS", "SOFT", "CoreAndModel", "Kind", "run_beside_model"]
 
 PAGE = _core.page_bytes()
 SIZE = 64 * PAGE + 1235
@@ -56,6 +58,8 @@ GRANULES = (PAGE, 4 * PAGE)
 BUDGETS = (24 * PAGE, 32 * PAGE, 48 * PAGE)
 PINNED_MAX = 8 * PAGE
 """Bytes, whole granules, that may be pinned under every budget: more is refused by some."""
+SOFT = "soft"
+"""The pmap without a pointer."""
 FRAMES = 6
 """Pages that the model keeps in memory."""
 
@@ -175,6 +179,7 @@ class CoreAndModel(RuleBasedStateMachine):
     def __init__(self, kind: str, pmap: str, folder: Path) -> None:
         super().__init__()
         self.kind, self.pmap = KINDS[kind], pmap
+        self.has_pointer = pmap != SOFT
         anonymous = self.kind.mode is None
         self.content = bytes(SIZE) if anonymous else random_content(SIZE, seed=1)
         self.path = folder / "content.bin"
@@ -208,7 +213,8 @@ class CoreAndModel(RuleBasedStateMachine):
     def same(self, offset: int, length: int) -> None:
         """Asserts that bytes are equal, read both ways."""
         expected = self.twin.load(offset, length)
-        assert self.mapping.array[offset : offset + length].tobytes() == expected
+        if self.has_pointer:
+            assert self.mapping.array[offset : offset + length].tobytes() == expected
         assert self.mapping.read(offset, length) == expected
 
     # What may be done.
@@ -226,7 +232,7 @@ class CoreAndModel(RuleBasedStateMachine):
         content = random_content(length, number)
         self.last = where
         self.twin.store(offset, content)
-        if by_call:
+        if by_call or not self.has_pointer:
             assert self.mapping.write(content, offset) == length
         else:
             self.mapping.array[offset : offset + length] = np.frombuffer(content, "u1")
@@ -239,7 +245,10 @@ class CoreAndModel(RuleBasedStateMachine):
         """Writes single bytes all over, more pages than have room."""
         for offset in range(start, SIZE, step):
             self.twin.store(offset, value)
-        self.mapping.array[start::step] = value[0]
+            if not self.has_pointer:
+                assert self.mapping.write(value, offset) == 1
+        if self.has_pointer:
+            self.mapping.array[start::step] = value[0]
 
     @rule(where=PLACES)
     def sync(self, where: tuple[int, int] | None) -> None:
@@ -261,6 +270,7 @@ class CoreAndModel(RuleBasedStateMachine):
         part = slice(offset, offset + length)
         assert self.path.read_bytes()[part] == self.twin.on_disk()[part]
 
+    @precondition(lambda self: self.has_pointer)
     @rule(where=PLACES, as_advice=st.booleans())
     def evict(self, where: tuple[int, int] | None, as_advice: bool) -> None:
         """Pages out what is not pinned."""
@@ -272,6 +282,7 @@ class CoreAndModel(RuleBasedStateMachine):
         else:
             assert self.mapping.evict(part) % PAGE in (0, SIZE % PAGE)
 
+    @precondition(lambda self: self.has_pointer)
     @rule(where=PLACES, wait=st.booleans())
     def prefetch(self, where: tuple[int, int] | None, wait: bool) -> None:
         """Fills a part ahead of need."""
@@ -289,6 +300,7 @@ class CoreAndModel(RuleBasedStateMachine):
         self.twin.advise(advice.upper(), 0, SIZE)
         self.mapping.advise(advice)
 
+    @precondition(lambda self: self.has_pointer)
     @rule(where=ranges())
     def pin(self, where: tuple[int, int]) -> None:
         """Keeps a part resident, unless too much is pinned already."""
@@ -356,12 +368,15 @@ class CoreAndModel(RuleBasedStateMachine):
     def misuse(self, beyond: int, length: int) -> None:
         """What is refused whatever the state, and changes nothing."""
         self.past_the_end(beyond, length)
+        if self.has_pointer:
+            self.pin_too_much()
+            self.close_in_use()
+        else:
+            self.point_without_pointer()
         before = self.mapping.budget_bytes
-        self.pin_too_much()
         with pytest.raises(quire.BudgetError):
             self.mapping.set_budget(PAGE)
         assert self.mapping.budget_bytes == before
-        self.close_in_use()
 
     def past_the_end(self, beyond: int, length: int) -> None:
         """Nothing lies past the last page; quire, which knows the last byte, refuses from there."""
@@ -380,12 +395,13 @@ class CoreAndModel(RuleBasedStateMachine):
         offset, length = where
         with pytest.raises(quire.ModeError):
             self.mapping.write(bytes(length), offset)
-        with pytest.raises(ValueError, match="read-only"):
-            self.mapping.array[offset : offset + length] = 0
+        if self.has_pointer:
+            with pytest.raises(ValueError, match="read-only"):
+                self.mapping.array[offset : offset + length] = 0
         with pytest.raises(Signalled, match="SIGSEGV SEGV_ACCERR"):
             self.twin.store(offset, bytes(length))
 
-    @precondition(lambda self: not self.kind.writable and not self.pins)
+    @precondition(lambda self: self.has_pointer and not self.kind.writable and not self.pins)
     @rule(offset=st.integers(0, SIZE - 1))
     def stray_store(self, offset: int) -> None:
         """A store of C code raises, and ends the mapping; it is opened again."""
@@ -405,6 +421,14 @@ class CoreAndModel(RuleBasedStateMachine):
             self.mapping.pin()
         with pytest.raises(CallError, match="ENOMEM"):
             self.twin.space.mlock(self.twin.at, SIZE)
+
+    def point_without_pointer(self) -> None:
+        """What needs a pointer says so."""
+        for use in (lambda: self.mapping.array, self.mapping.pin, self.mapping.evict):
+            with pytest.raises(quire.PmapError, match="soft"):
+                use()
+        with pytest.raises(BufferError, match="soft"):
+            memoryview(self.mapping)
 
     def close_in_use(self) -> None:
         """A mapping that a view shows is not closed; nor may one be unmapped by halves."""
