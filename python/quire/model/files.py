@@ -21,8 +21,8 @@ __all__ = ["OpenFile"]
 class OpenFile:
     """An open file description: what was opened and for what. Two opens make two of them.
 
-    `kind` is "regular", "zero" (/dev/zero), "device" (of a driver), "pipe", "directory" or "stream"
-    (a character device without mmap, such as /dev/random).
+    `kind` is "regular", "zero" (/dev/zero), "device" (of a driver), "hugetlb" (the pool of huge
+    pages), "pipe", "directory" or "stream" (a character device without mmap, such as /dev/random).
     """
 
     name: str
@@ -36,7 +36,7 @@ class OpenFile:
     @property
     def mappable(self) -> bool:
         """Whether the file has an mmap operation."""
-        return self.kind in ("regular", "zero", "device")
+        return self.kind in ("regular", "zero", "device", "hugetlb")
 
     @property
     def executable(self) -> bool:

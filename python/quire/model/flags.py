@@ -42,7 +42,9 @@ MAP: Final = {
 }
 MAP_TYPE: Final = 0xF
 _NOT_LEGACY: Final = ("DROPPABLE", "SYNC", "FIXED_NOREPLACE", "SHARED_VALIDATE")
-_HUGE_SIZE: Final = 0x3F << 26
+HUGE_SHIFT: Final = 26
+"""From this bit on MAP_HUGETLB tells the size, as a power of two; 0 for the usual one."""
+_HUGE_SIZE: Final = 0x3F << HUGE_SHIFT
 MAP_LEGACY: Final = _HUGE_SIZE | sum(
     bit for name, bit in MAP.items() if name not in _NOT_LEGACY and not name.startswith("HUGE_")
 )
@@ -115,4 +117,6 @@ DROPPABLE: Final = 1 << 24
 DEVICE: Final = 1 << 25
 """Pages of a driver: never merged, grown or moved in part (VM_IO, VM_PFNMAP)."""
 SYNC: Final = 1 << 26
+HUGETLB: Final = 1 << 27
+"""Of the pool of huge pages: cut only between them."""
 LOCKED_MASK: Final = LOCKED | LOCKONFAULT

@@ -47,7 +47,8 @@ class Space:
         self.asid = asid
         self.geometry: Geometry = machine.geometry
         self.page_bits = machine.geometry.page_bits
-        self.vmas = VmaSet(self, self.page_bits, machine.max_map_count)
+        block_pages = self.geometry.block_size >> self.page_bits
+        self.vmas = VmaSet(self, self.page_bits, block_pages, machine.max_map_count)
         self.overlay: dict[int, Page | Marker] = {}
         self.table = PageTable(machine.geometry, machine.memory)
         self.limits: dict[str, int | None] = {

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quire.model.errors import CallError
+from quire.model.flags import HUGETLB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,9 @@ __all__ = ["VmaSet"]
 class VmaSet:
     """VMAs by address. `limit` is vm.max_map_count: at that number no VMA may be cut in two."""
 
-    def __init__(self, space: Mapper, page_bits: int, limit: int) -> None:
+    def __init__(self, space: Mapper, page_bits: int, block_pages: int, limit: int) -> None:
         self.space = space
+        self.block_pages = block_pages
         self.page_bits = page_bits
         self.limit = limit
         self._starts: list[int] = []
@@ -109,8 +111,10 @@ class VmaSet:
         """Cuts a VMA in two at `address`.
 
         Raises:
-            CallError: ENOMEM, at the limit of VMAs.
+            CallError: ENOMEM, at the limit of VMAs; EINVAL, within a huge page of the pool.
         """
+        if vma.flags & HUGETLB and (address >> self.page_bits) % self.block_pages:
+            raise CallError("EINVAL", "a huge page cannot be cut")
         if len(self._vmas) >= self.limit:
             raise CallError("ENOMEM", "a mapping would be cut in two at vm.max_map_count")
         low = vma.piece(vma.start, address, self.page_bits)

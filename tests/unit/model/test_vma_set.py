@@ -16,7 +16,7 @@ class NoSpace:
 
 
 def make(limit=1000):
-    return VmaSet(NoSpace(), 12, limit)
+    return VmaSet(NoSpace(), 12, 512, limit)
 
 
 def area(first, last, flags=RW, lineage=None):

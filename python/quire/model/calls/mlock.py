@@ -135,7 +135,7 @@ def _apply_to_all(space: Space, bits: int) -> None:
 
 def _set(space: Space, vma: Vma, start: int, end: int, bits: int) -> None:
     flags = vma.flags & ~f.LOCKED_MASK | bits
-    if flags == vma.flags or vma.flags & (f.DEVICE | f.DROPPABLE):
+    if flags == vma.flags or vma.flags & (f.DEVICE | f.DROPPABLE | f.HUGETLB):
         return
     space.vmas.change(vma, start, end, flags)
     if not bits:

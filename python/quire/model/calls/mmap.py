@@ -12,10 +12,10 @@ from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
 from quire.model.file_object import FileObject
+from quire.model.files import OpenFile
 from quire.model.vma import Vma
 
 if TYPE_CHECKING:
-    from quire.model.files import OpenFile
     from quire.model.memory_object import MemoryObject
     from quire.model.space import Space
 
@@ -49,9 +49,20 @@ class MmapRequest:
         return self.flags & f.MAP_TYPE
 
     @property
+    def huge(self) -> bool:
+        """Whether it is of the pool of huge pages: a file of the system's, for mmap."""
+        return self.has("ANON", "HUGETLB")
+
+    @property
+    def huge_size_known(self) -> bool:
+        """Whether there are huge pages of the size asked for."""
+        asked = self.flags >> f.HUGE_SHIFT & 0x3F
+        return asked == 0 or 1 << asked == self.space.geometry.block_size
+
+    @property
     def anonymous(self) -> bool:
         """Whether there is no file."""
-        return self.has("ANON")
+        return self.has("ANON") and not self.huge
 
     @property
     def shared(self) -> bool:
@@ -89,7 +100,7 @@ class MmapRequest:
 
 
 def _offset_too_far(r: MmapRequest) -> bool:
-    limit = _LARGEST_FILE if r.opened.kind == "regular" else _WORD - 1
+    limit = _LARGEST_FILE if r.opened.kind in ("regular", "hugetlb") else _WORD - 1
     bits = r.space.page_bits
     return r.size > limit or r.offset >> bits > (limit - r.size) >> bits
 
@@ -105,7 +116,9 @@ CHECKS_BEFORE_PLACE: tuple[Check[MmapRequest], ...] = (
     Check("EBADF", "no file, or one opened with O_PATH, without MAP_ANONYMOUS",
           lambda r: not r.anonymous and (r.file is None or r.file.only_path)),
     Check("EINVAL", "MAP_HUGETLB of a file that is not in hugetlbfs",
-          lambda r: not r.anonymous and r.has("HUGETLB")),
+          lambda r: r.has("HUGETLB") and not r.huge),
+    Check("EINVAL", "no huge pages of that size",
+          lambda r: r.huge and not r.huge_size_known),
     Check("EINVAL", "length 0, or one that wraps when rounded up to huge pages",
           lambda r: r.length == 0 or (r.has("HUGETLB") and r.size == 0)),
     Check("ENOMEM", "the length wraps", lambda r: r.size == 0),
@@ -171,8 +184,8 @@ def mmap(
 ) -> int:
     """See `AddressSpace.mmap`."""
     r = MmapRequest(space, address, length, prot & f.ACCESS, flags, file, offset)
-    if r.anonymous:
-        r.file = None
+    if r.has("ANON"):
+        r.file = _pool_of_huge_pages(space) if r.huge else None
     if not r.fixed:
         r.address = max(address & -space.geometry.page_size, 0)
         if 0 < r.address < space.machine.lowest_address:
@@ -210,7 +223,8 @@ def _vma_flags(r: MmapRequest) -> int:
 
 def _place(r: MmapRequest) -> int:
     huge = r.space.geometry.block_size
-    align = phase = 0
+    align = huge if r.huge else 0
+    phase = 0
     if r.anonymous and r.kind == f.MAP["PRIVATE"] and not r.address and r.size % huge == 0:
         align = huge
     if r.file is not None and r.file.on_disk and r.size >= huge:
@@ -226,8 +240,17 @@ def _sealed(r: MmapRequest) -> bool:
     return r.may_store and isinstance(target, FileObject) and target.write_sealed
 
 
+def _pool_of_huge_pages(space: Space) -> OpenFile:
+    """What MAP_HUGETLB maps: a file made for it. The pool is empty, so no page of it can be had."""
+    made = space.machine.shared_anonymous(0)
+    made.name = "/anon_hugepage"
+    return OpenFile(made.name, "hugetlb", made)
+
+
 def _finish_flags(r: MmapRequest) -> None:
     """What the kind of mapping and the descriptor add and take away."""
+    if r.huge:
+        r.vma_flags = r.vma_flags & ~f.LOCKED_MASK | f.HUGETLB
     if r.kind == f.MAP["DROPPABLE"]:
         r.vma_flags |= f.DROPPABLE | f.NORESERVE | f.WIPEONFORK | f.DONTDUMP
     elif r.anonymous and r.shared:
@@ -254,7 +277,7 @@ def _map(r: MmapRequest) -> None:
     pages = r.size >> space.page_bits
     if not machine.may_grow(space, r.vma_flags, pages - gone):
         raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
-    if r.vma_flags & (f.NORESERVE | f.SHARED | f.WRITE) == f.WRITE:
+    if r.vma_flags & (f.NORESERVE | f.SHARED | f.WRITE | f.HUGETLB) == f.WRITE:
         promised = sum(
             min(vma.end, r.end) - max(vma.start, r.address) for vma in old if vma.flags & f.ACCOUNT
         )
@@ -269,7 +292,9 @@ def _map(r: MmapRequest) -> None:
 
 def _ask_file(r: MmapRequest) -> None:
     """The file is asked last; when it refuses, what was mapped there is gone (since Linux 6.12)."""
-    if r.has("HUGETLB"):
+    if r.huge and r.offset % r.space.geometry.block_size:
+        raise CallError("EINVAL", "the offset is no multiple of the huge page")
+    if r.huge and not r.has("NORESERVE"):
         raise CallError("ENOMEM", "the pool of huge pages is empty")
     if r.vma_flags & f.SYNC and r.file is not None and r.file.on_disk:
         raise CallError("EOPNOTSUPP", "MAP_SYNC of a file that is not on persistent memory")

@@ -68,5 +68,9 @@ def check_removal(space: Space, start: int, end: int) -> None:
     for vma in space.vmas.overlapping(start, end):
         if vma.start < start and end < vma.end and len(space.vmas) >= space.vmas.limit:
             raise CallError("ENOMEM", "a mapping would be cut in two at vm.max_map_count")
+        block = space.geometry.block_size
+        cuts = [at % block for at in (start, end) if vma.start < at < vma.end]
+        if vma.flags & f.HUGETLB and any(cuts):
+            raise CallError("EINVAL", "a huge page cannot be cut")
         if vma.flags & f.SEALED:
             raise CallError("EPERM", "the mapping is sealed")

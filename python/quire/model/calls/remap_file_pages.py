@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
+from quire.model.calls.mmap import may_lock_at_all
 from quire.model.calls.munmap import check_removal
 from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
@@ -57,13 +58,18 @@ def remap_file_pages(space: Space, start: int, size: int, prot: int, page: int) 
     assert vma is not None
     if len(space.vmas) > space.vmas.limit:
         raise CallError("ENOMEM", "more than vm.max_map_count mappings")
+    flags = _flags_of_new(space, vma)
+    if vma.flags & f.LOCKED and not may_lock_at_all(space):
+        raise CallError("EPERM", "the mapping is locked, and RLIMIT_MEMLOCK is 0")
+    if not space.machine.may_lock(space, flags, r.size):
+        raise CallError("EAGAIN", "more locked memory than RLIMIT_MEMLOCK")
     _refuse_far_offset(r)
     if vma.flags & f.WRITE and isinstance(vma.object, FileObject) and vma.object.write_sealed:
         raise CallError("EPERM", "the file is sealed against writing")
     check_removal(space, r.start, r.end)
     new = vma.piece(r.start, min(r.end, vma.end), space.page_bits)
     new.end, new.offset, new.lineage = r.end, r.page, None
-    new.flags = _flags_of_new(space, vma)
+    new.flags = flags
     assert vma.object is not None
     vma.object.attach(space)  # it must not end while its only mapping is replaced
     space.unmap(r.start, r.end)

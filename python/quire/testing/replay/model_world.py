@@ -22,6 +22,7 @@ __all__ = ["ModelWorld"]
 
 ARENA = 0x1000_0000_0000
 ARENA_PAGES = 4096
+_WORD = 1 << 64
 _LOW = 1 << 20
 _NEAR_VARIABLE = 1 << 21
 _USUAL_LIMIT = 8 << 20
@@ -142,7 +143,7 @@ class ModelWorld:
         if isinstance(at, str):
             return self.p.variables[at]
         if "abs" in at:
-            return self.scale.up(at["abs"])
+            return self._word(at["abs"])
         return self.p.variables[at["var"]] + self.scale.up(at.get("delta", 0))
 
     def _relative(self, address: int) -> Any:
@@ -175,7 +176,11 @@ class ModelWorld:
         return outcome
 
     def _range(self, op: Op) -> tuple[int, int]:
-        return self._address(op["at"]), self.scale.up(op["len"])
+        return self._address(op["at"]), self._word(op["len"])
+
+    def _word(self, value: int) -> int:
+        """An argument of a system call, in the 64 bits of a register."""
+        return self.scale.up(value) % _WORD
 
     def _fd(self, op: Op) -> OpenFile:
         return self.p.files[op["fd"]]
@@ -187,11 +192,11 @@ class ModelWorld:
         file = self.p.files.get(fd) if isinstance(fd, str) else None
         address = self.p.space.mmap(
             self._address(op.get("at")),
-            self.scale.up(op["len"]),
+            self._word(op["len"]),
             protection(op["prot"]),
             bits(f.MAP, op["flags"]),
             file,
-            self.scale.up(op.get("off", 0)),
+            self._word(op.get("off", 0)),
         )
         return self._place(op, address)
 
@@ -206,8 +211,8 @@ class ModelWorld:
     def _mremap(self, op: Op) -> Outcome:
         address = self.p.space.mremap(
             self._address(op["at"]),
-            self.scale.up(op["old"]),
-            self.scale.up(op["new"]),
+            self._word(op["old"]),
+            self._word(op["new"]),
             bits(f.MREMAP, op.get("flags", 0)),
             self._address(op.get("to")),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from quire.model.flags import MADV
 from quire.testing.replay.rows import PAGE, Row
 
 if TYPE_CHECKING:
@@ -21,26 +22,44 @@ __all__ = ["PAGES", "random_row"]
 PAGES = 24
 """Pages of the arena that are used."""
 _PROCESSES_MAX = 4
+_HALF = 1 << 47
 _FILES = {
     "A": {"size": 5 * PAGE + 100, "seed": 1},
     "B": {"size": 3 * PAGE, "seed": 2},
     "C": {"size": 700, "seed": 3},
+    "E": {"size": 0, "byte": 0},
 }
 _SIZES = [0, 1, 100, 4095, 4096, 4097, 6000, 8192, 12288, 16384, 20000, 20480, 24000, 24576]
-_ADVICE = [
-    *[
-        "DONTNEED",
-        "DONTNEED",
-        "DONTNEED_LOCKED",
-        "REMOVE",
-        "REMOVE",
-        "WILLNEED",
-        "COLD",
-        "HUGEPAGE",
-    ],
-    *["DONTFORK", "DOFORK", "WIPEONFORK", "KEEPONFORK", "NORMAL", "RANDOM"],
-    *["GUARD_INSTALL", "GUARD_REMOVE", "POPULATE_READ", "POPULATE_WRITE"],
+_OPENED = (("rw", "A", "B", "C", "E"), ("r", "A", "B"), ("w", "A"), ("append", "A"), ("path", "A"))
+"""Files by the way they are opened; a descriptor is called after the file and the way."""
+_MAPPED_FDS = [
+    "A",
+    "A",
+    "A",
+    "A",
+    "A2",
+    "B",
+    "B",
+    "C",
+    "E",
+    "Ar",
+    "Br",
+    "Aw",
+    "Aappend",
+    "Apath",
+    "P",
 ]
+_WRITTEN_FDS = ["A", "A", "A2", "B", "B", "C", "C", "E", "Ar", "Aw", "Aappend"]
+_RARE_FLAGS = [
+    *["POPULATE", "NORESERVE", "LOCKED", "STACK", "NONBLOCK", "DENYWRITE", "EXECUTABLE", "SYNC"],
+    *["UNINITIALIZED", "GROWSDOWN", "HUGETLB"],
+]
+_ADVICE = [
+    *["DONTNEED", "DONTNEED", "REMOVE", "REMOVE", "GUARD_INSTALL", "GUARD_INSTALL", "PAGEOUT"],
+    *(name for name in MADV if name not in ("HWPOISON", "SOFT_OFFLINE", "COLLAPSE", "PAGEOUT")),
+    *[5, 26, 99],
+]
+"""Every advice and some that are none; those that decide what is read come more often."""
 
 
 def random_row(seed: int, count: int = 30, *, on_disk: bool = True) -> Row:
@@ -80,18 +99,26 @@ class _Generator:
             (2, self._zeros),
             (1, self._elsewhere),
             (1, self._future_locks),
-            (1, self._mseal),
+            (2, self._mseal),
+            (1, self._seal_file),
+            (1, self._at_the_edge),
         ]
 
     def row(self, on_disk: bool) -> Row:
         """The row: files are opened, then come the random operations, then all is looked at."""
-        ops: list[Op] = [{"op": "open", "file": n, "mode": "rw", "fd": n} for n in _FILES]
-        ops += [{"op": "open", "file": n, "mode": "r", "fd": n + "r"} for n in "AB"]
+        ops: list[Op] = [
+            {"op": "open", "file": name, "mode": mode, "fd": name if mode == "rw" else name + mode}
+            for mode, *names in _OPENED
+            for name in names
+        ]
+        ops.append({"op": "open", "file": "A", "mode": "rw", "fd": "A2"})
         ops.append({"op": "open", "file": "/dev/zero", "mode": "rw", "fd": "Z"})
+        ops.append({"op": "pipe", "r": "P", "w": "Q"})
+        opened = len(ops)
         ops += [self._next(self._mmap), self._next(self._mmap)]
         weights = [weight for weight, _ in self.kinds]
         makers = [maker for _, maker in self.kinds]
-        while len(ops) < self.count + 6:
+        while len(ops) < self.count + opened:
             ops.append(self._next(self.rng.choices(makers, weights)[0]))
         # On the kernel the interpreter's own memory would be locked and counted, too.
         locks_all = any(op["op"] == "mlockall" for op in ops)
@@ -130,7 +157,7 @@ class _Generator:
         return at, min(self.rng.randrange(1, pages + 1) * PAGE, PAGES * PAGE - at)
 
     def _protection(self) -> str:
-        return self.rng.choice(["rw"] * 6 + ["r"] * 3 + ["", "w", "rx", "rwx"])
+        return self.rng.choice(["rw"] * 6 + ["r"] * 3 + ["", "w", "x", "rx", "rwx"])
 
     @staticmethod
     def _pages(at: int, length: int) -> range:
@@ -141,23 +168,25 @@ class _Generator:
     def _mmap(self) -> Op:
         at, length = self._range(hit=0.35)
         place = self.rng.choice(["FIXED"] * 7 + ["FIXED_NOREPLACE"] * 2 + [""])
-        flags = [self.rng.choice(["SHARED", "PRIVATE"])]
+        flags = [self.rng.choice(["SHARED"] * 4 + ["PRIVATE"] * 4 + ["SHARED_VALIDATE"])]
         op: Op = {"op": "mmap", "at": at, "len": length, "prot": self._protection()}
         if self.rng.random() < 0.4:
-            flags = ["ANON", self.rng.choice(["PRIVATE", "PRIVATE", "SHARED"])]
+            kinds = ["PRIVATE"] * 8 + ["SHARED"] * 4 + ["DROPPABLE", "SHARED_VALIDATE"]
+            flags = ["ANON", self.rng.choice(kinds)]
         else:
-            op["fd"] = self.rng.choice(["A", "A", "A", "B", "B", "C", "Ar", "Br"])
+            op["fd"] = self.rng.choice(_MAPPED_FDS)
             op["off"] = self.rng.choice([0, 0, 0, 1, 1, 2, 3, 4, 5]) * PAGE
         if place:
             flags.append(place)
-        if self.rng.random() < 0.1:
-            flags.append(self.rng.choice(["POPULATE", "NORESERVE", "LOCKED", "STACK"]))
+        if self.rng.random() < 0.12:
+            flags.append(self.rng.choice(_RARE_FLAGS))
         if place == "FIXED" or not self.live & set(self._pages(at, length)):
             self.live.update(self._pages(at, length))
         return {**op, "flags": flags}
 
     def _munmap(self) -> Op:
         at, length = self._range(3)
+        length -= self.rng.choice([0, 0, 0, 1, PAGE - 1])
         self.live.difference_update(self._pages(at, length))
         return {"op": "munmap", "at": at, "len": length}
 
@@ -183,21 +212,21 @@ class _Generator:
         return {"op": "load", "at": at, "n": self.rng.choice([1, 8, 64])}
 
     def _read_or_write(self) -> Op:
-        fd, offset = self.rng.choice("ABC"), self.rng.randrange(8) * 2048
+        fd, offset = self.rng.choice(_WRITTEN_FDS), self.rng.randrange(8) * 2048
         if self.rng.random() < 0.4:
-            count = self.rng.choice([16, 100, 4096, 9000])
+            count = self.rng.choice([0, 16, 100, 4096, 9000])
             return {"op": "pread", "fd": fd, "off": offset, "n": count}
         count = self.rng.choice([1, 16, 3000, 4096, 9000])
         seed, offset = self.rng.randrange(1, 250), offset + self.rng.choice([0, 0, 5])
         return {"op": "pwrite", "fd": fd, "off": offset, "n": count, "seed": seed}
 
     def _truncate(self) -> Op:
-        fd = self.rng.choice("ABC")
+        fd = self.rng.choice(["A", "A2", "B", "B", "C", "C", "E", "Ar"])
         return {"op": "ftruncate", "fd": fd, "size": self.rng.choice(_SIZES)}
 
     def _msync(self) -> Op:
         at, length = self._range()
-        flags = self.rng.choice([["ASYNC"], [], ["ASYNC", "INVALIDATE"], ["INVALIDATE"]])
+        flags = self.rng.sample(["ASYNC", "SYNC", "INVALIDATE"], self.rng.choice([0, 1, 1, 1, 2]))
         return {"op": "msync", "at": at, "len": length, "flags": flags}
 
     def _madvise(self) -> Op:
@@ -229,7 +258,7 @@ class _Generator:
         at, length = self._range(3)
         name = self.rng.choice(["mlock", "munlock", "munlock", "mlock2"])
         op: Op = {"op": name, "at": at, "len": length}
-        return {**op, "flags": self.rng.randrange(2)} if name == "mlock2" else op
+        return {**op, "flags": self.rng.randrange(3)} if name == "mlock2" else op
 
     def _mincore(self) -> Op:
         at, length = self._range()
@@ -257,14 +286,15 @@ class _Generator:
     def _buffer(self) -> Op:
         at = self._at(0.9) + self.rng.choice([0, 100, 4000])
         name = self.rng.choice(["read_into", "write_from"])
-        fd, offset = self.rng.choice("AB"), self.rng.randrange(4) * 2048
-        count = self.rng.choice([16, 5000, 9000])
+        fd, offset = self.rng.choice(["A", "B", "C", "E", "Z", "Ar"]), self.rng.randrange(4) * 2048
+        count = self.rng.choice([0, 16, 5000, 9000])
         return {"op": name, "fd": fd, "at": at, "n": count, "off": offset}
 
     def _remap_file_pages(self) -> Op:
         at, length = self._range(2)
         page = self.rng.randrange(5)
-        return {"op": "remap_file_pages", "at": at, "len": length, "pgoff": page}
+        prot = self.rng.choice([0] * 9 + [1])
+        return {"op": "remap_file_pages", "at": at, "len": length, "pgoff": page, "prot": prot}
 
     def _stack(self) -> Op:
         at, length = self._range(2, 0.3)
@@ -294,6 +324,28 @@ class _Generator:
     def _mseal(self) -> Op:
         at, length = self._range(2)
         return {"op": "mseal", "at": at, "len": length}
+
+    def _seal_file(self) -> Op:
+        seals = [["SHRINK"], ["GROW"], ["WRITE"], ["FUTURE_WRITE"], ["SEAL"], ["SHRINK", "GROW"]]
+        return {"op": "seal", "fd": self.rng.choice("BC"), "seals": self.rng.choice(seals)}
+
+    def _at_the_edge(self) -> Op:
+        """Lengths that wrap, and addresses at the ends of user space."""
+        at = self.rng.choice([self._at(), {"abs": _HALF - PAGE}, {"abs": _HALF}, {"abs": 0}])
+        op: Op = self.rng.choice(
+            [
+                {"op": "munmap"},
+                {"op": "mprotect", "prot": self.rng.choice(["r", 16, 0x300_0001])},
+                {"op": "madvise", "advice": "NORMAL"},
+                {"op": "msync", "flags": ["SYNC"]},
+                {"op": "mincore"},
+                {"op": "mlock"},
+                {"op": "mseal"},
+                {"op": "mmap", "prot": "r", "flags": ["PRIVATE", "ANON", "FIXED_NOREPLACE"]},
+            ]
+        )
+        lengths = [0, PAGE, (1 << 64) - 1, (1 << 64) - 2 * PAGE]
+        return {**op, "at": at, "len": self.rng.choice(lengths)}
 
     def _wrong(self) -> Op:
         at = self._at()
