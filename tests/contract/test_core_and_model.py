@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quire.pmap import KERNEL
 from quire.testing.pmaps import working_pmaps, writable_pmaps
 from quire.testing.state_machine import KINDS, SOFT, run_beside_model
 
@@ -13,7 +14,7 @@ CASES = [
     (kind, pmap)
     for kind in KINDS
     for pmap in (writable_pmaps() if KINDS[kind].writes_back else working_pmaps()) + [SOFT]
-]
+] + [(kind, KERNEL) for kind in KINDS if KINDS[kind].mode is not None]
 
 
 @pytest.mark.usefixtures("no_mapping_left")

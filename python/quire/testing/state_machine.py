@@ -12,7 +12,8 @@ beside MAP_ANONYMOUS, each with room for a small part of it, so that both evict 
     close, open again               munmap, mmap
     what is wrong raises            a signal or an errno
 
-The pmap "soft", which gives no pointer, takes part with calls alone.
+The pmap "soft", which gives no pointer, takes part with calls alone; of "kernel", where the
+operating system pages, no granule is asked for and no bound of residency.
 
 Compared are bytes (of the mapping, and of the file after a sync), what is refused, and residency:
 never more than the budget, and always what is pinned.
@@ -41,6 +42,7 @@ from quire import _core
 from quire.model import AddressSpace, CallError, Machine, OpenFile, Signalled
 from quire.model import flags as f
 from quire.model.invariants import check
+from quire.pmap import KERNEL
 from quire.testing.content import new_seed, random_content
 
 if TYPE_CHECKING:
@@ -180,6 +182,9 @@ class CoreAndModel(RuleBasedStateMachine):
         super().__init__()
         self.kind, self.pmap = KINDS[kind], pmap
         self.has_pointer = pmap != SOFT
+        self.pages_itself = pmap != KERNEL
+        """Whether quire pages, and not the operating system."""
+        self.has_budget = self.pages_itself or self.kind.mode != "c"
         anonymous = self.kind.mode is None
         self.content = bytes(SIZE) if anonymous else random_content(SIZE, seed=1)
         self.path = folder / "content.bin"
@@ -193,7 +198,11 @@ class CoreAndModel(RuleBasedStateMachine):
 
     def open(self, granule: int, budget: int) -> None:
         """Maps with quire."""
-        how: dict[str, Any] = {"granule": granule, "budget": budget, "pmap": self.pmap}
+        how: dict[str, Any] = {"pmap": self.pmap}
+        if self.pages_itself:
+            how["granule"] = granule
+        if self.has_budget:
+            how["budget"] = budget
         if self.kind.mode is None:
             self.mapping = quire.anonymous(SIZE, **how)
         else:
@@ -328,6 +337,7 @@ class CoreAndModel(RuleBasedStateMachine):
         }
         return len(granules) * unit
 
+    @precondition(lambda self: self.has_budget)
     @rule(budget=st.sampled_from(BUDGETS))
     def set_budget(self, budget: int) -> None:
         """Gives another budget, which what is pinned fits: what exceeds it goes at once."""
@@ -369,14 +379,11 @@ class CoreAndModel(RuleBasedStateMachine):
         """What is refused whatever the state, and changes nothing."""
         self.past_the_end(beyond, length)
         if self.has_pointer:
-            self.pin_too_much()
             self.close_in_use()
         else:
             self.point_without_pointer()
-        before = self.mapping.budget_bytes
-        with pytest.raises(quire.BudgetError):
-            self.mapping.set_budget(PAGE)
-        assert self.mapping.budget_bytes == before
+        if self.pages_itself:
+            self.budget_too_small()
 
     def past_the_end(self, beyond: int, length: int) -> None:
         """Nothing lies past the last page; quire, which knows the last byte, refuses from there."""
@@ -415,10 +422,15 @@ class CoreAndModel(RuleBasedStateMachine):
         self.mapping.close()
         self.open(GRANULES[0], BUDGETS[0])
 
-    def pin_too_much(self) -> None:
+    def budget_too_small(self) -> None:
         """What does not fit is refused as a whole, and nothing changes."""
+        before = self.mapping.budget_bytes
         with pytest.raises(quire.BudgetError):
-            self.mapping.pin()
+            self.mapping.set_budget(PAGE)
+        assert self.mapping.budget_bytes == before
+        if self.has_pointer:
+            with pytest.raises(quire.BudgetError):
+                self.mapping.pin()
         with pytest.raises(CallError, match="ENOMEM"):
             self.twin.space.mlock(self.twin.at, SIZE)
 
@@ -455,8 +467,9 @@ class CoreAndModel(RuleBasedStateMachine):
     def residency_is_bounded(self) -> None:
         """No more than the budget is resident, nor ever was; what is pinned is."""
         statistics = self.mapping.statistics()
-        assert statistics.resident_bytes <= statistics.budget_bytes <= self.budget_max
-        assert statistics.peak_resident_bytes <= self.budget_max
+        if self.pages_itself:
+            assert statistics.resident_bytes <= statistics.budget_bytes <= self.budget_max
+            assert statistics.peak_resident_bytes <= self.budget_max
         assert statistics.errors == 0
         assert self.mapping.failed is None
         for _, offset, length in self.pins:
