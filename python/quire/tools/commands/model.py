@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from quire.model.session import Session, SessionError
 from quire.tools.parameters import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
 __all__ = ["model"]
@@ -41,7 +42,7 @@ def model(script: Path | None = None, /, *, command: str = "", json: Flag = Fals
     interactive = script is None and not command and sys.stdin.isatty()
     failed = False
     with _lines(script, command) as lines:
-        for line in _prompted(lines) if interactive else lines:
+        for line in _typed() if interactive else lines:
             try:
                 step = session.do(line)
             except SessionError as error:
@@ -68,13 +69,13 @@ def _lines(script: Path | None, command: str) -> AbstractContextManager[Iterable
         raise SessionError(f"{script} cannot be read: {error.strerror}") from None
 
 
-def _prompted(lines: Iterable[str]) -> Iterable[str]:
-    """Asks for each line."""
-    iterator = iter(lines)
+def _typed() -> Iterator[str]:
+    """Asks for each line; where Python has readline, it can be edited and called back."""
+    with suppress(ImportError):
+        import_module("readline")
     while True:
-        sys.stdout.write("quire model> ")
-        sys.stdout.flush()
-        line = next(iterator, None)
-        if line is None:
+        try:
+            yield input("quire model> ")
+        except EOFError:
+            sys.stdout.write("\n")
             return
-        yield line
