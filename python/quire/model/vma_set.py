@@ -113,10 +113,18 @@ class VmaSet:
         Raises:
             CallError: ENOMEM, at the limit of VMAs; EINVAL, within a huge page of the pool.
         """
-        if vma.flags & HUGETLB and (address >> self.page_bits) % self.block_pages:
-            raise CallError("EINVAL", "a huge page cannot be cut")
         if len(self._vmas) >= self.limit:
             raise CallError("ENOMEM", "a mapping would be cut in two at vm.max_map_count")
+        return self.divide(vma, address)
+
+    def divide(self, vma: Vma, address: int) -> tuple[Vma, Vma]:
+        """Cuts a VMA in two however many there are: part of it is about to go.
+
+        Raises:
+            CallError: EINVAL, within a huge page of the pool.
+        """
+        if vma.flags & HUGETLB and (address >> self.page_bits) % self.block_pages:
+            raise CallError("EINVAL", "a huge page cannot be cut")
         low = vma.piece(vma.start, address, self.page_bits)
         high = vma.piece(address, vma.end, self.page_bits)
         self.remove(vma)

@@ -62,15 +62,20 @@ def munmap(space: Space, start: int, length: int) -> None:
 def check_removal(space: Space, start: int, end: int) -> None:
     """Whether what lies in a range may be removed (`vms_gather_munmap_vmas`): all or nothing.
 
+    VMAs that reach over its ends are cut there, and stay cut if the removal comes to nothing: both
+    sides are alike, but mremap no longer takes them for one.
+
     Raises:
-        CallError: ENOMEM, one VMA would become two at vm.max_map_count; EPERM, a VMA is sealed.
+        CallError: ENOMEM, one VMA would become two at vm.max_map_count; EPERM, a VMA is sealed;
+            EINVAL, a huge page of the pool would be cut.
     """
     for vma in space.vmas.overlapping(start, end):
         if vma.start < start and end < vma.end and len(space.vmas) >= space.vmas.limit:
             raise CallError("ENOMEM", "a mapping would be cut in two at vm.max_map_count")
-        block = space.geometry.block_size
-        cuts = [at % block for at in (start, end) if vma.start < at < vma.end]
-        if vma.flags & f.HUGETLB and any(cuts):
-            raise CallError("EINVAL", "a huge page cannot be cut")
         if vma.flags & f.SEALED:
             raise CallError("EPERM", "the mapping is sealed")
+        inside = vma
+        if vma.start < start:
+            inside = space.vmas.divide(vma, start)[1]
+        if end < vma.end:
+            space.vmas.divide(inside, end)
