@@ -196,10 +196,11 @@ def mmap(
         r.address = _place(r)
     refuse_first(_LOCK_CHECKS, r)
     refuse_first(_ANONYMOUS_CHECKS if r.anonymous else _FILE_CHECKS, r)
+    populates = r.vma_flags & f.LOCKED or (r.has("POPULATE") and not r.has("NONBLOCK"))
     _finish_flags(r)
     _map(r)
     space.machine.trace.add("mmap", start=r.address, end=r.end)
-    if r.vma_flags & f.LOCKED or (r.has("POPULATE") and not r.has("NONBLOCK")):
+    if populates:
         populate(space, r.address, r.end, ignore_errors=True)
     return r.address
 
@@ -250,7 +251,7 @@ def _pool_of_huge_pages(space: Space) -> OpenFile:
 def _finish_flags(r: MmapRequest) -> None:
     """What the kind of mapping and the descriptor add and take away."""
     if r.huge:
-        r.vma_flags = r.vma_flags & ~f.LOCKED_MASK | f.HUGETLB
+        r.vma_flags |= f.HUGETLB
     if r.kind == f.MAP["DROPPABLE"]:
         r.vma_flags |= f.DROPPABLE | f.NORESERVE | f.WIPEONFORK | f.DONTDUMP
     elif r.anonymous and r.shared:
@@ -264,6 +265,8 @@ def _finish_flags(r: MmapRequest) -> None:
         target = r.opened.object
         if isinstance(target, FileObject) and target.write_sealed:
             r.vma_flags &= ~f.MAY_WRITE
+    if r.vma_flags & (f.DROPPABLE | f.DEVICE | f.HUGETLB):
+        r.vma_flags &= ~f.LOCKED_MASK  # of what cannot be locked, mlockall's promise is forgotten
     if r.has("NORESERVE") and r.space.machine.overcommit != 2:
         r.vma_flags |= f.NORESERVE
 
