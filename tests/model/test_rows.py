@@ -10,7 +10,7 @@ from quire.testing.replay.rows import read_rows
 
 CASES = Path(__file__).parent / "cases"
 FILES = ("cases", "more_cases", "random_cases", "random_long_cases")
-ROWS = {"cases": 189, "more_cases": 697, "random_cases": 1000, "random_long_cases": 40}
+ROWS = {"cases": 189, "more_cases": 712, "random_cases": 1000, "random_long_cases": 40}
 SKIPPED = {"arch:x86-64", "operations after advisory_from"}
 
 SETTINGS = [

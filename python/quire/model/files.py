@@ -117,6 +117,8 @@ class OpenFile:
             raise CallError(
                 "ESPIPE" if self.kind == "pipe" else "ENODEV", f"{self.name} has no holes"
             )
+        if offset + count > self.regular().largest:
+            raise CallError("EFBIG", "beyond what a file can be")
         self.regular().punch(offset, count)
 
     def add_seals(self, names: set[str]) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find_place", "gap_start", "hint_is_free"]
 
-_LOW_32BIT = 0x4000_0000, 0x8000_0000
+_LOW_32BIT_PAGES = 0x4_0000, 0x8_0000
+"""With pages of 4 KiB the second GiB, where x86 puts MAP_32BIT."""
 
 
 def find_place(
@@ -30,7 +31,7 @@ def find_place(
     """
     bottom, top = space.machine.lowest_address, space.machine.mmap_base
     if low:
-        bottom, top = _LOW_32BIT
+        bottom, top = (pages << space.page_bits for pages in _LOW_32BIT_PAGES)
     far = low and hint + length > top
     if hint and not far and hint_is_free(space, hint, length):
         return hint
