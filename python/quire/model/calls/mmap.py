@@ -23,6 +23,7 @@ __all__ = ["CHECKS_BEFORE_PLACE", "CHECKS_OF_KIND", "MmapRequest", "mmap"]
 
 _LARGEST_FILE = (1 << 63) - 1
 _WORD = 1 << 64
+_TWO_MIB_BITS = 21
 
 
 @dataclass
@@ -55,9 +56,12 @@ class MmapRequest:
 
     @property
     def huge_size_known(self) -> bool:
-        """Whether there are huge pages of the size asked for."""
+        """Whether there are huge pages of the size asked for: a block's, or 2 MiB.
+
+        Arm's larger granules have those, too (entries with the contiguous bit).
+        """
         asked = self.flags >> f.HUGE_SHIFT & 0x3F
-        return asked == 0 or 1 << asked == self.space.geometry.block_size
+        return asked in (0, _TWO_MIB_BITS) or 1 << asked == self.space.geometry.block_size
 
     @property
     def anonymous(self) -> bool:
