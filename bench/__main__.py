@@ -33,6 +33,7 @@ from bench.result import (
 TOPICS = (
     "hot_rows",
     "kernel",
+    "kernel_budget",
     "zstd_rows",
     "remote_rows",
     "paging",

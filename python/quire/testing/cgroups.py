@@ -74,6 +74,12 @@ class MemoryGroup:
         return int((self.path / name).read_text())
 
     @property
+    def peak_bytes(self) -> int:
+        """The most that has counted for the group at once, since it was made."""
+        name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
+        return int((self.path / name).read_text())
+
+    @property
     def kills(self) -> int:
         """How many of its processes the kernel has killed for want of memory."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
