@@ -88,3 +88,24 @@ def test_noexec_is_named(small_disk: Path) -> None:
     with pytest.raises(quire.Error, match="mounted noexec") as caught:
         quire.map(path, sharing="private", protection="rx")
     assert caught.value.errno == errno.EPERM
+
+
+def test_a_mapping_at_address_zero_is_none_of_others(loop_device: tuple[str, Path]) -> None:
+    """What is closed has no address, not that one."""
+    _, image = loop_device
+    lowest = Path("/proc/sys/vm/mmap_min_addr")
+    before = lowest.read_text()
+    lowest.write_text("0")
+    try:
+        mapping = quire.map(size=4096, sharing="private", address=0, flags=quire.MapFlag.FIXED)
+        mapping.write(b"\5\5", 0)
+        other = quire.map(image, sharing="shared")
+        other.close()
+        assert other.closed
+        assert other.size_bytes == 0
+        del other
+        assert not mapping.closed
+        assert mapping.read(0, 2) == b"\5\5"
+        mapping.close()
+    finally:
+        lowest.write_text(before)

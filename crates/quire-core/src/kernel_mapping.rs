@@ -26,7 +26,7 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::{futex, mmap, signal};
 use crate::units::ByteOffset;
 
-const GONE: usize = 0;
+const GONE: usize = usize::MAX;
 thread_local! {
     /// This thread takes the signals of faults.
     static READY: Cell<bool> = const { Cell::new(false) };
@@ -94,12 +94,11 @@ impl KernelMapping {
             return Region::map(ask).map(Self::enter);
         }
         // What another mapping of quire shows is not to be lost: nobody enters one meanwhile.
-        let mut regions = SPACE.kernel_mut();
-        let end =
-            ask.address.saturating_add(usize::try_from(ask.size.max(ask.reserve)).unwrap_or(usize::MAX));
+        let end = ask.address.saturating_add(Region::extent_of(&ask)?.held);
+        let (paged, mut regions) = SPACE.claim(ask.address..end);
         let before =
             |region: &Region| region.range.start < end && ask.address < region.range.start + region.reserved;
-        if regions.values().any(before) || SPACE.is_paged(ask.address..end) {
+        if paged.is_none() || regions.values().any(before) {
             let message = "another mapping of quire is there".into();
             return Err(MapError::Sys { call: "mmap", errno: libc::EEXIST, message });
         }

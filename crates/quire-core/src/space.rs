@@ -100,6 +100,11 @@ pub struct Space {
     kernel: RwLock<BTreeMap<usize, Region>>,
 }
 
+/// Who holds it sees no entry come or go.
+pub type Entries<'a> = RwLockReadGuard<'a, BTreeMap<usize, Arc<MapEntry>>>;
+/// The ranges that the kernel pages, to be changed.
+pub type Regions<'a> = RwLockWriteGuard<'a, BTreeMap<usize, Region>>;
+
 /// The one space of the process.
 pub static SPACE: Space =
     Space { entries: RwLock::new(BTreeMap::new()), kernel: RwLock::new(BTreeMap::new()) };
@@ -127,10 +132,15 @@ impl Space {
         PAGE_CACHE.account.set_floor(least_budget(&entries));
     }
 
-    /// Whether an entry shows any of these addresses.
-    pub fn is_paged(&self, addresses: std::ops::Range<usize>) -> bool {
+    /// The ranges that the kernel pages, to change them while no entry comes or goes; no guard of
+    /// entries where one shows any of these addresses.
+    pub fn claim(&self, addresses: std::ops::Range<usize>) -> (Option<Entries<'_>>, Regions<'_>) {
         let entries = self.entries.read();
-        entries.values().any(|entry| entry.range.start < addresses.end && addresses.start < entry.range.end())
+        let free = |entry: &Arc<MapEntry>| {
+            entry.range.end() <= addresses.start || addresses.end <= entry.range.start
+        };
+        let all_free = entries.values().all(free);
+        (all_free.then_some(entries), self.kernel.write())
     }
 
     /// The ranges that the kernel pages (pmap `kernel`), by start address. Whoever holds the lock
@@ -140,7 +150,7 @@ impl Space {
     }
 
     /// As [`Space::kernel`], to change them.
-    pub fn kernel_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<usize, Region>> {
+    pub fn kernel_mut(&self) -> Regions<'_> {
         self.kernel.write()
     }
 

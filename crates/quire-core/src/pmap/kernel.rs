@@ -15,6 +15,7 @@
 
 pub mod arena;
 mod mend;
+mod resize;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -148,6 +149,9 @@ pub struct Region {
     parts: Vec<(Range, i32)>,
     /// Parts that were unmapped: their addresses are held.
     holes: Vec<Range>,
+    /// Bytes from the start at which another object begins: shared memory of no file has the size that
+    /// it was born with, and grows by further ones.
+    joins: Vec<usize>,
     covered: Vec<(usize, Cover)>,
     failure: Option<(PageError, Touch)>,
     /// Addresses are held for growth.
@@ -174,17 +178,37 @@ fn page_of(ask: &Ask) -> usize {
     own.unwrap_or_else(page_bytes)
 }
 
+/// The pages of what is asked for, in bytes.
+pub struct Extent {
+    page: usize,
+    slack: usize,
+    len: usize,
+    /// Addresses that it takes.
+    pub held: usize,
+}
+
 impl Region {
+    /// What it will take.
+    ///
+    /// # Errors
+    /// `Invalid` for what no address space holds.
+    pub fn extent_of(ask: &Ask) -> Result<Extent, MapError> {
+        let page = page_of(ask);
+        let slack = (ask.offset % page as u64) as usize;
+        let too_large = || MapError::Invalid(format!("{} bytes cannot be mapped", ask.size));
+        let with_slack = |bytes: u64| rounded(bytes.saturating_add(slack as u64), page).ok_or_else(too_large);
+        let len = with_slack(ask.size.max(1))?;
+        let held = with_slack(ask.reserve)?.max(len);
+        Ok(Extent { page, slack, len, held })
+    }
+
     /// Maps.
     ///
     /// # Errors
     /// `Invalid` for what no address space holds, `Sys` when the kernel refuses.
     pub fn map(ask: Ask) -> Result<Region, MapError> {
-        let page = page_of(&ask);
-        let slack = (ask.offset % page as u64) as usize;
+        let Extent { page, slack, len, held } = Self::extent_of(&ask)?;
         let too_large = || MapError::Invalid(format!("{} bytes cannot be mapped", ask.size));
-        let len = rounded(slack as u64 + ask.size.max(1), page).ok_or_else(too_large)?;
-        let held = rounded(ask.reserve.saturating_add(slack as u64), page).ok_or_else(too_large)?.max(len);
         let offset = i64::try_from(ask.offset - slack as u64).map_err(|_| too_large())?;
         let fd = ask.opened.as_ref().map_or(-1, |opened| opened.file.as_raw_fd());
         let empty = ask.size == 0; // nothing of the file can be mapped: a page that reads as zeros
@@ -209,6 +233,7 @@ impl Region {
             wishes: Arc::default(),
             parts: Vec::new(),
             holes: Vec::new(),
+            joins: Vec::new(),
             covered: Vec::new(),
             failure: None,
             holds: held > len,
@@ -257,15 +282,37 @@ impl Region {
         self.flags & libc::MAP_TYPE == libc::MAP_PRIVATE
     }
 
-    /// Changes the protection of the pages around some bytes.
+    /// The pieces of a range that are mapped: not the holes in it.
+    fn mapped_in(&self, range: Range) -> Vec<Range> {
+        let mut holes: Vec<Range> = self
+            .holes
+            .iter()
+            .filter(|hole| hole.start < range.end() && range.start < hole.end())
+            .copied()
+            .collect();
+        holes.sort_by_key(|hole| hole.start);
+        holes.push(Range { start: range.end(), len: 0 });
+        let (mut pieces, mut at) = (Vec::new(), range.start);
+        for hole in holes {
+            if at < hole.start {
+                pieces.push(Range { start: at, len: hole.start - at });
+            }
+            at = at.max(hole.end());
+        }
+        pieces
+    }
+
+    /// Changes the protection of the pages around some bytes; those that were unmapped stay so.
     ///
     /// # Errors
     /// `Sys`.
     pub fn protect(&mut self, offset: u64, len: u64, prot: i32) -> Result<(), MapError> {
         self.uncover();
         let range = self.around(offset, len);
-        // SAFETY: pages of the region.
-        unsafe { mmap::protect(range, prot) }.map_err(|errno| sys("mprotect", errno))?;
+        for piece in self.mapped_in(range) {
+            // SAFETY: pages of the region.
+            unsafe { mmap::protect(piece, prot) }.map_err(|errno| sys("mprotect", errno))?;
+        }
         if range == self.range {
             (self.prot, self.parts) = (prot, Vec::new());
         } else {
@@ -327,106 +374,19 @@ impl Region {
             wishes: Arc::default(),
             parts: self.parts.iter().filter(|(part, _)| upper(part)).copied().collect(),
             holes: self.holes.iter().filter(|hole| upper(hole)).copied().collect(),
+            joins: self
+                .joins
+                .iter()
+                .filter_map(|join| join.checked_sub(cut))
+                .filter(|join| *join > 0)
+                .collect(),
             covered: Vec::new(),
             failure: None,
             ..*self
         };
         (self.size, self.reserved, self.range.len) = (at, cut, cut);
+        self.joins.retain(|join| *join < cut);
         Ok(tail)
-    }
-
-    /// Changes how many bytes are mapped. With `views` on it, it stays where it is and does not
-    /// shrink; `false` says that this could not be.
-    ///
-    /// # Errors
-    /// `Invalid`, `Sys`.
-    pub fn resize(&mut self, size: u64, views: bool) -> Result<bool, MapError> {
-        let too_large = || MapError::Invalid(format!("{size} bytes cannot be mapped"));
-        let len = rounded(self.slack as u64 + size, self.page).ok_or_else(too_large)?;
-        if views && size < self.size {
-            return Ok(false);
-        }
-        self.uncover();
-        if self.wishes.is_leashed() {
-            // The leashes of walks have split it: mremap(2) takes one map entry.
-            // SAFETY: pages of the region; the advice takes nothing.
-            let _ = unsafe { mmap::advise(self.range, libc::MADV_RANDOM) };
-        }
-        let writes = self.is_shared_writable();
-        if let Some(backing) = self.backing.as_ref().filter(|file| writes && file.is_regular()) {
-            let end = self.offset + self.slack as u64 + size;
-            backing.extend(end).map_err(|error| sys_io("ftruncate", &error))?;
-        }
-        if self.size == 0 && size > 0 {
-            self.map_more(self.range.start, self.range.len)?; // nothing of the file was, see `map`
-        }
-        if len < self.range.len {
-            self.shrink(len)?;
-        } else if len > self.range.len && !self.grow(len, views)? {
-            return Ok(false);
-        }
-        self.size = size;
-        Ok(true)
-    }
-
-    fn shrink(&mut self, len: usize) -> Result<(), MapError> {
-        let tail = Range { start: self.range.start + len, len: self.range.len - len };
-        if self.holds {
-            hold(tail)?;
-        } else {
-            // SAFETY: the end of the region; nothing refers to it (no views, see `resize`).
-            unsafe { mmap::unmap(tail) }.map_err(|errno| sys("munmap", errno))?;
-            self.reserved = len;
-        }
-        self.range.len = len;
-        Ok(())
-    }
-
-    fn grow(&mut self, len: usize, views: bool) -> Result<bool, MapError> {
-        let old = self.range;
-        if len <= self.reserved {
-            self.map_more(old.end(), len - old.len)?;
-            self.range.len = len;
-            return Ok(true);
-        }
-        if self.home().is_some() {
-            return Ok(false); // what follows is the arena's
-        }
-        let whole = Range { start: old.start, len: old.len };
-        // SAFETY: in place no address goes; moving is for a region that nothing refers to.
-        let moved = unsafe {
-            match mmap::resize(whole, len, false) {
-                // No room behind it, or (EFAULT) several map entries.
-                Err(libc::ENOMEM | libc::EFAULT) if views || self.holds => return Ok(false),
-                Err(libc::ENOMEM) => mmap::resize(whole, len, true),
-                done => done,
-            }
-        };
-        self.range = moved.map_err(|errno| sys("mremap", errno))?;
-        self.reserved = len;
-        if self.backing.is_none() && !self.is_private() {
-            // A shared object has the size it was born with: what is new is another one.
-            self.map_more(self.range.start + old.len, len - old.len)?;
-        }
-        Ok(true)
-    }
-
-    /// Maps what follows, over addresses of the region's own.
-    fn map_more(&self, start: usize, len: usize) -> Result<(), MapError> {
-        let offset = (self.offset + (start - self.range.start) as u64).cast_signed();
-        let flags = (self.flags & !libc::MAP_FIXED_NOREPLACE) | libc::MAP_FIXED;
-        let map = |fd| {
-            let request = Request { address: start, len, prot: self.prot, flags, fd, offset };
-            // SAFETY: addresses that are held for the region, or just came to it.
-            unsafe { mmap::map(&request) }.map_err(|errno| sys("mmap", errno))
-        };
-        match &self.backing {
-            None => map(-1)?,
-            Some(backing) => backing
-                .with_file(|file| Ok(map(file.as_raw_fd())))
-                .map_err(|error| sys_io("open", &error))??,
-        };
-        Ok(())
     }
 
     /// Fixes it for ever: its addresses will never be given back.

@@ -73,6 +73,20 @@ pub unsafe fn resize(range: Range, len: usize, may_move: bool) -> Result<Range, 
     if at == libc::MAP_FAILED { Err(errno()) } else { Ok(Range { start: at as usize, len }) }
 }
 
+/// Shows the shared memory that begins at an address at `to` as well (mremap(2) of no bytes).
+///
+/// # Safety
+/// The caller owns what lies at `to`, which is given up; `from` is shared memory.
+///
+/// # Errors
+/// The errno: ENOMEM at vm.max_map_count.
+pub unsafe fn show_again(from: usize, to: Range) -> Result<(), i32> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the caller's (contract).
+    let at = unsafe { libc::mremap(from as *mut _, 0, to.len, flags, to.start) };
+    if at == libc::MAP_FAILED { Err(errno()) } else { Ok(()) }
+}
+
 /// Moves a range over what lies at `to`, in one step, with all that belongs to it: protection,
 /// advice, pages of its own.
 ///

@@ -68,6 +68,7 @@ impl Region {
             wishes: Arc::<Wishes>::default(),
             parts: Vec::new(),
             holes: Vec::new(),
+            joins: Vec::new(),
             covered: Vec::new(),
             failure: None,
             holds: true,
