@@ -51,7 +51,7 @@ def test_the_first_touch_raises(pmap: str, touch: Touch, where: str) -> None:
             thread.start()
             thread.join()
         assert [type(error) for error in caught] == [quire.PageIOError]
-        assert vars(caught[0])["errno"] == errno.EIO
+        assert caught[0].errno == errno.EIO
 
 
 @pytest.mark.parametrize(
