@@ -14,9 +14,15 @@ from quire.creation import RawShape
 from quire.errors import ChangedError, FormatError, ModeError, PmapError, SourceError
 from quire.layout import ArrayLayout
 from quire.mapping import Mapping
-from quire.opened_file import why_not_kernel
+from quire.opened_file import (
+    Durable,
+    identity_of,
+    require_identity,
+    require_named,
+    why_not_kernel,
+)
 from quire.pmap import KERNEL, pmap_for
-from quire.sizes import SizeLike, parse_size
+from quire.sizes import SizeLike, checked_span, parse_size
 from quire.store.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -78,7 +84,8 @@ def concatenate(
 
     Raises:
         quire.FormatError: two sources do not go together; the message names both and what differs.
-        ValueError: there is no source.
+        ValueError: there is no source; or a file comes twice in mode "r+", and is not mapped by
+            the operating system.
         quire.SourceError, quire.ModeError, quire.PmapError, quire.BudgetError: as `open`.
 
     Threads: may be called from any thread.
@@ -213,6 +220,8 @@ def _page(
 ) -> Mapping:
     """Maps a store of all arrays one behind the other."""
     stores = [shard.store for shard in shards]
+    if options["mode"] == "r+":
+        _require_distinct(stores)
     parts = [
         (store, layout.offset_bytes, layout.size_bytes)
         for store, layout in zip(stores, layouts, strict=True)
@@ -234,15 +243,39 @@ def _page(
     )
 
 
-class MappedConcatenation(Arena):
-    """Files mapped side by side, as one array."""
+class MappedConcatenation(Durable, Arena):
+    """Files mapped side by side, as one array; durable when it closes, as `quire.open` is."""
 
     _given_mode: str
+    _version: str | None
 
     @property
     def mode(self) -> str:
         """As it was asked for."""
         return self._given_mode
+
+    @property
+    def version(self) -> str | None:
+        """What named the contents that were opened; the mapping shows what the files hold now."""
+        return self._version
+
+    def sync(self, offset: int = 0, length: int | None = None) -> None:
+        """Writes back what is dirty of every file and makes it durable, as `Mapping.sync`.
+
+        Raises:
+            quire.SyncError: of the first file that could not be written, or was replaced at its
+                path; those before it are synced.
+            ValueError: a negative offset or length.
+        """
+        first, length = checked_span(offset, length)
+        end = self.size_bytes if length is None else first + length
+        for part in list(self._held.values()):
+            at = part.address - self.address
+            start, stop = max(first - at, 0), min(end - at, part.size_bytes)
+            if start < stop:
+                part.sync(start, stop - start)
+                if self._durable:
+                    require_named(part, part.source)
 
 
 def _why_not_mapped(shards: list[Resolved], layouts: list[ArrayLayout]) -> PmapError | None:
@@ -276,7 +309,7 @@ def _map(shards: list[Resolved], layouts: list[ArrayLayout], options: dict[str, 
         at = 0
         for shard, layout in zip(shards, layouts, strict=True):
             if layout.size_bytes:
-                arena.map(
+                part = arena.map(
                     at,
                     str(shard.pickled),
                     layout.size_bytes,
@@ -284,13 +317,31 @@ def _map(shards: list[Resolved], layouts: list[ArrayLayout], options: dict[str, 
                     protection="r" if mode == "r" else "rw",
                     offset=layout.offset_bytes,
                 )
+                require_identity(part, shard.store)
                 at += layout.size_bytes
     except BaseException:
         arena.close()
         raise
     arena._given_mode, arena._made_layout = mode, whole
-    arena._recipe = _recipe(shards, options, None)
+    arena._version = _version([shard.store for shard in shards])
+    arena._recipe = _recipe(shards, options, arena._version)
+    if mode == "r+":
+        arena._sync_at_end()
     return arena
+
+
+def _require_distinct(stores: list[_core.Store]) -> None:
+    """Raises ValueError where a file comes twice in mode "r+"."""
+    seen: dict[tuple[int, int], str] = {}
+    for store in stores:
+        identity = identity_of(store)
+        if identity in seen:
+            raise ValueError(
+                f"{seen[identity]} and {store.label} are one file, whose pages would be in memory "
+                'twice and undo each other\'s stores: give it once, or take mode "r" or "c" '
+                "(files of whole pages, without a budget, may come twice: they are one memory)"
+            )
+        seen[identity] = store.label
 
 
 def _differences(one: ArrayLayout, other: ArrayLayout) -> Iterator[tuple[str, object, object]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
 from quire._fork import sync_at_exit
-from quire.errors import Error
+from quire.errors import ChangedError, Error, SyncError
 from quire.kernel_mapping import KernelMapping, RawArray
 from quire.limits import Asked, explained
 from quire.map_flags import MapFlag, protection_bits
+from quire.mapping import Mapping
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,10 +21,60 @@ if TYPE_CHECKING:
     from quire.sizes import SizeLike
     from quire.store.resolve import Resolved
 
-__all__ = ["OpenedFile", "map_file", "why_not_kernel"]
+__all__ = [
+    "Durable",
+    "OpenedFile",
+    "identity_of",
+    "map_file",
+    "require_identity",
+    "require_named",
+    "why_not_kernel",
+]
+
+DESCRIPTORS = ("/proc/", "/dev/fd/")
 
 
-class OpenedFile(KernelMapping):
+class Durable(Mapping):
+    """What `quire.open` adds to mappings by the kernel: stores to files are synced at the end."""
+
+    _durable: bool = False
+
+    def _sync_at_end(self) -> None:
+        self._durable = True
+        sync_at_exit(self)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Syncs and unmaps; does nothing when that was done before.
+
+        With ``discard`` it does not sync: what was written is in the page cache, and the kernel
+        writes it back when it comes to it.
+
+        Raises:
+            quire.SyncError: what is dirty could not be written back, or a file was replaced at its
+                path. The mapping stays open.
+            BufferError: an array or another view of the mapping is alive.
+        """
+        if self._durable and not self.closed and self.exports == 0 and not discard:
+            self.sync()
+        super().close(discard=discard)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Syncs and closes; while views are alive it leaves the closing to the last of them.
+
+        Raises:
+            quire.SyncError: as `close`, unless an exception is on its way already.
+        """
+        if self._durable and kind is None and not self.closed:
+            self.sync()
+        super().__exit__(kind, error, traceback)
+
+
+class OpenedFile(Durable, KernelMapping):
     """A local file that the operating system pages; made by `quire.open`.
 
     All that a `KernelMapping` is. As every mapping of `quire.open` it is durable when it closes.
@@ -30,6 +82,7 @@ class OpenedFile(KernelMapping):
     """
 
     _version: str | None = None
+    _path: str = ""
 
     @property
     def version(self) -> str | None:
@@ -49,34 +102,71 @@ class OpenedFile(KernelMapping):
         else:
             super().advise(advice, index)
 
-    def close(self, *, discard: bool = False) -> None:
-        """Syncs and unmaps; does nothing when that was done before.
-
-        With ``discard`` it does not sync: what was written is in the page cache, and the kernel
-        writes it back when it comes to it.
-
-        Raises:
-            quire.SyncError: what is dirty could not be written back. The mapping stays open.
-            BufferError: an array or another view of the mapping is alive.
-        """
-        if not self.closed and self.exports == 0 and not discard and self.mode == "r+":
-            self.sync()
-        super().close()
-
-    def __exit__(
+    def sync(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        asynchronous: bool = False,
+        invalidate: bool = False,
     ) -> None:
-        """Syncs and closes; while views are alive it leaves the closing to the last of them.
+        """Writes back what is dirty and makes it durable, as `KernelMapping.sync`.
 
         Raises:
-            quire.SyncError: as `close`, unless an exception is on its way already.
+            quire.SyncError: as there; or the file was replaced at its path, so that no name leads
+                to what was written.
         """
-        if kind is None and not self.closed and self.mode == "r+":
-            self.sync()
-        super().__exit__(kind, error, traceback)
+        super().sync(offset, length, asynchronous=asynchronous, invalidate=invalidate)
+        if self._durable:
+            require_named(self, self._path)
+
+    def split(self, at: int) -> KernelMapping:
+        """As `KernelMapping.split`; both parts are durable when they close."""
+        rest = super().split(at)
+        if isinstance(rest, OpenedFile):
+            rest._path, rest._version = self._path, self._version
+            if self._durable:
+                rest._sync_at_end()
+        return rest
+
+
+def identity_of(store: _core.Store) -> tuple[int, int]:
+    """The device and inode of a file's store, with which its version begins."""
+    device, inode = (store.version or "").split("-")[:2]
+    return int(device, 16), int(inode, 16)
+
+
+def require_identity(mapping: KernelMapping, store: _core.Store) -> None:
+    """Raises `quire.ChangedError` where the path led to another file than the store's.
+
+    The store and the mapping open the path each, and the size and the array are the store's.
+    """
+    if mapping.identity != identity_of(store):
+        raise ChangedError(
+            "the file was replaced at its path while it was opened: open it again",
+            source=store.label,
+        )
+
+
+def require_named(mapping: KernelMapping, path: str) -> None:
+    """Raises `quire.SyncError` where the path of a mapped file leads to another one by now.
+
+    One that leads nowhere was unlinked, and who does that means it.
+    """
+    if mapping.identity is None or path.startswith(DESCRIPTORS):
+        return
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a path is made for each sync otherwise)
+    except OSError:
+        return
+    device, inode = mapping.identity
+    if (found.st_dev, found.st_ino) != (device, inode):
+        raise SyncError(
+            f"{path} was replaced: inode {inode} was opened and took what was written, and the "
+            f"path names inode {found.st_ino} now; copy the array to a new file, or open the new "
+            "one and write there; or give it up with close(discard=True)",
+            source=path,
+        )
 
 
 def why_not_kernel(source: Resolved) -> str | None:
@@ -98,6 +188,7 @@ def map_file(
 
     Raises:
         quire.Error: the kernel refuses; the message says why.
+        quire.ChangedError: the file was replaced at its path since the store was opened.
         ValueError: a budget, and changed pages that have no home but memory (mode "c").
     """
     label, size, path = source.store.label, source.store.size, str(source.pickled)
@@ -112,14 +203,15 @@ def map_file(
     shape = layout.shape if raw.dtype is None else raw.shape
     mapping._raw = RawArray(layout.dtype, shape, layout.order, layout.offset_bytes)
     mapping._made_layout = size, layout
-    mapping._version, mapping._recipe = source.store.version, recipe
-    if budget is not None:
-        try:
+    mapping._version, mapping._recipe, mapping._path = source.store.version, recipe, path
+    try:
+        require_identity(mapping, source.store)
+        if budget is not None:
             mapping.set_budget(budget)
-        except BaseException:
-            mapping.close(discard=True)
-            raise
+    except BaseException:
+        mapping.close(discard=True)
+        raise
     if mode == "r+":
-        sync_at_exit(mapping)
+        mapping._sync_at_end()
     source.store.close()
     return mapping

@@ -6,7 +6,7 @@ import operator
 import re
 from typing import SupportsIndex, TypeAlias
 
-__all__ = ["SizeLike", "format_size", "parse_size"]
+__all__ = ["SizeLike", "checked_span", "format_size", "parse_size"]
 
 SizeLike: TypeAlias = "int | str | SupportsIndex"
 
@@ -92,3 +92,14 @@ def format_size(size_bytes: int) -> str:
         if size_bytes >= scale:
             return f"{size_bytes / scale:.1f} {unit}"
     return f"{size_bytes / (1 << 10):.1f} KiB"
+
+
+def checked_span(offset: int, length: int | None) -> tuple[int, int | None]:
+    """Both as they are.
+
+    Raises:
+        ValueError: one is negative.
+    """
+    if offset < 0 or (length is not None and length < 0):
+        raise ValueError(f"offset {offset} and length {length} may not be negative")
+    return offset, length

@@ -246,6 +246,118 @@ def test_pickles_name_the_sources(tmp_path: Path) -> None:
         pickle.loads(recipe)
 
 
+@pytest.mark.parametrize("budget", [None, "1 MiB"])
+def test_pickled_raw_files_that_changed_are_told(tmp_path: Path, budget: str | None) -> None:
+    paths, whole = raw_pages(tmp_path, [1, 2])
+    with quire.concatenate(paths, dtype="u1", budget=budget) as mapping:
+        recipe = pickle.dumps(mapping)
+        with pickle.loads(recipe) as again:
+            assert np.array_equal(again.array, whole)
+            assert again.version == mapping.version
+            assert mapping.version is not None
+    os.utime(paths[1], ns=(0, 0))
+    with pytest.raises(quire.ChangedError, match="concatenate them again"):
+        pickle.loads(recipe)
+
+
+def test_closing_syncs_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, _ = raw_pages(tmp_path, [1, 2, 1])
+    synced: list[tuple[str, int, int | None]] = []
+    real = quire.KernelMapping.sync
+
+    def noted(self: quire.KernelMapping, offset: int = 0, length: int | None = None) -> None:
+        real(self, offset, length)
+        synced.append((self.source, offset, length))
+
+    monkeypatch.setattr(quire.KernelMapping, "sync", noted)
+    names, sizes = [str(path) for path in paths], [PAGE, 2 * PAGE, PAGE]
+    every = [(name, 0, size) for name, size in zip(names, sizes, strict=True)]
+    with quire.concatenate(paths, dtype="u1", mode="r+") as mapping:
+        mapping.array[0] = 1
+        mapping.sync(PAGE - 1, 2)
+        assert synced == [(names[0], PAGE - 1, 1), (names[1], 0, 1)]
+        with pytest.raises(ValueError, match="negative"):
+            mapping.sync(-1)
+        synced.clear()
+    assert synced == every
+    quire.concatenate(paths, dtype="u1", mode="r+").close()
+    assert synced == every * 2
+    quire.concatenate(paths, dtype="u1", mode="r+").close(discard=True)
+    quire.concatenate(paths, dtype="u1").close()
+    quire.concatenate(paths, dtype="u1", mode="c", pmap="kernel").close()
+    with pytest.raises(KeyError), quire.concatenate(paths, dtype="u1", mode="r+"):
+        raise KeyError
+    assert synced == every * 2
+
+
+def test_the_end_of_the_interpreter_syncs_every_file(tmp_path: Path) -> None:
+    paths, _ = raw_pages(tmp_path, [1, 1])
+    said = children.run(child_ends_with_stores, *paths).check()
+    assert said.split() == [str(path) for path in paths]
+
+
+def child_ends_with_stores(*paths: str) -> None:
+    real = quire.KernelMapping.sync
+
+    def told(self: quire.KernelMapping, *at: Any) -> None:
+        real(self, *at)
+        print(self.source, flush=True)
+
+    quire.KernelMapping.sync = told  # type: ignore[method-assign]
+    kept = quire.concatenate(paths, dtype="u1", mode="r+")
+    kept.array[0] = 1
+    quire.stay = kept  # type: ignore[attr-defined]
+
+
+def test_a_replaced_shard_is_told(tmp_path: Path) -> None:
+    paths, _ = raw_pages(tmp_path, [1, 1])
+    mapping = quire.concatenate(paths, dtype="u1", mode="r+")
+    (tmp_path / "other").write_bytes(bytes(PAGE))
+    (tmp_path / "other").replace(paths[1])
+    mapping.array[PAGE] = 8
+    for save in (mapping.sync, mapping.close):
+        with pytest.raises(quire.SyncError, match=r"was replaced.*discard=True") as caught:
+            save()
+        assert caught.value.source == str(paths[1])
+    mapping.sync(0, PAGE)  # of the other one
+    mapping.close(discard=True)
+    assert not paths[1].read_bytes().strip(b"\0")
+
+
+def test_a_file_that_comes_twice_is_written_once(tmp_path: Path) -> None:
+    paths, _ = raw_pages(tmp_path, [1], 77)
+    link = tmp_path / "link"
+    link.hardlink_to(paths[0])
+    for how in ({}, {"budget": "1 MiB"}):
+        with pytest.raises(ValueError, match=r"are one file.*undo each other's stores") as caught:
+            quire.concatenate([paths[0], link], dtype="u1", mode="r+", **how)
+        assert str(link) in str(caught.value)
+        with quire.concatenate([paths[0], link], dtype="u1", mode="c", **how) as mapping:
+            mapping.array[0] += 1
+    os.truncate(paths[0], PAGE)
+    with quire.concatenate([paths[0], link], dtype="u1", mode="r+") as mapping:
+        mapping.array[3] = 33  # one memory
+        assert mapping.array[PAGE + 3] == 33
+    assert paths[0].read_bytes()[3] == 33
+
+
+def test_a_shard_replaced_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = raw_pages(tmp_path, [1, 1])
+    real = quire.Arena.map
+
+    def replacing(self: quire.Arena, at: int, source: str, *how: Any, **more: Any) -> Any:
+        (tmp_path / "other").write_bytes(bytes(PAGE))
+        (tmp_path / "other").replace(source)
+        return real(self, at, source, *how, **more)
+
+    monkeypatch.setattr(quire.Arena, "map", replacing)
+    with pytest.raises(quire.ChangedError, match="while it was opened") as caught:
+        quire.concatenate(paths, dtype="u1")
+    assert caught.value.source == str(paths[0])
+
+
 def test_a_forked_child_reads_it(tmp_path: Path) -> None:
     paths, whole = shards(tmp_path, [4000, 4000])
     raw, pages = raw_pages(tmp_path, [3, 3])

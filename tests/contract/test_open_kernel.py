@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import quire
+from quire import opened_file
 from quire.testing import children
 from quire.testing.touches import touch
 
@@ -203,6 +204,87 @@ def test_a_sync_that_fails_leaves_it_open(raw_file: Path, monkeypatch: pytest.Mo
         assert not mapping.closed
         mapping.close(discard=True)
     assert mapping.closed
+
+
+def test_a_replaced_file_is_told(raw_file: Path, tmp_path: Path) -> None:
+    mapping = quire.open(raw_file, dtype="u1", mode="r+")
+    opened = raw_file.stat().st_ino
+    (tmp_path / "other").write_bytes(bytes(PAGE))
+    (tmp_path / "other").replace(raw_file)
+    mapping.array[4] = 88
+    for save in (mapping.sync, mapping.close, lambda: mapping.__exit__(None, None, None)):
+        with pytest.raises(quire.SyncError, match=r"was replaced.*discard=True") as caught:
+            save()
+        assert caught.value.source == str(raw_file)
+        assert str(opened) in str(caught.value)
+        assert str(raw_file.stat().st_ino) in str(caught.value)
+    assert mapping.array[4] == 88
+    assert not raw_file.read_bytes().strip(b"\0")
+    raw_file.unlink()  # who unlinks a file that is in use means it
+    mapping.close()
+
+
+def test_a_replaced_file_that_is_only_read_is_not_told(raw_file: Path, tmp_path: Path) -> None:
+    for options in ({}, {"mode": "c", "pmap": "kernel"}):
+        mapping = quire.open(raw_file, dtype="u1", **options)
+        (tmp_path / "other").write_bytes(raw_file.read_bytes())
+        (tmp_path / "other").replace(raw_file)
+        mapping.sync()
+        mapping.close()
+
+
+def test_a_path_that_was_relative(raw_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(raw_file.parent)
+    mapping = quire.open(raw_file.name, dtype="u1", mode="r+")
+    (raw_file.parent / "folder").mkdir()
+    monkeypatch.chdir(raw_file.parent / "folder")
+    Path(raw_file.name).write_bytes(b"another")
+    mapping.sync()
+    mapping.close()
+
+
+def test_a_descriptor_of_this_process_by_its_path(raw_file: Path, tmp_path: Path) -> None:
+    with raw_file.open("r+b") as file:
+        mapping = quire.open(f"/proc/self/fd/{file.fileno()}", dtype="u1", mode="r+")
+        (tmp_path / "other").write_bytes(b"x")
+        with (tmp_path / "other").open("rb") as other:
+            os.dup2(other.fileno(), file.fileno())
+        mapping.close()
+
+
+def test_a_file_replaced_while_it_is_opened(
+    raw_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size and the version are those of the first, and so must be the pages."""
+    real = opened_file._core.map_kernel
+
+    def replacing(path: str, *how: object) -> object:
+        (tmp_path / "other").write_bytes(bytes(PAGE))
+        (tmp_path / "other").replace(path)
+        return real(path, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opened_file._core, "map_kernel", replacing)
+    for mode in ("r", "r+"):
+        with pytest.raises(quire.ChangedError, match="while it was opened") as caught:
+            quire.open(raw_file, dtype="u1", mode=mode)
+        assert caught.value.source == str(raw_file)
+
+
+def test_a_part_that_was_split_off_is_durable(raw_file: Path, tmp_path: Path) -> None:
+    with quire.open(raw_file, dtype="u1", mode="r+") as mapping:
+        rest = mapping.split(2 * PAGE)
+        assert isinstance(rest, quire.KernelMapping)
+        assert rest.version == mapping.version
+        rest.array[0] = 99
+        (tmp_path / "other").write_bytes(b"x")
+        (tmp_path / "other").replace(raw_file)
+        with pytest.raises(quire.SyncError, match="was replaced"):
+            rest.close()
+        rest.close(discard=True)
+        mapping.protect("r")
+        with pytest.raises(quire.SyncError, match="was replaced"):
+            mapping.close()
+        mapping.close(discard=True)
 
 
 def test_views_keep_it_alive(raw_file: Path) -> None:

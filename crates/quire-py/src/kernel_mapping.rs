@@ -289,6 +289,12 @@ impl KernelMappingBase {
         kept.flatten().unwrap_or(-1)
     }
 
+    /// Device and inode of the file; None of anonymous memory, and when it is unmapped.
+    #[getter]
+    fn identity(&self) -> Option<(u64, u64)> {
+        self.kernel.mapping.look(|region| Some(region.backing.as_ref()?.identity())).flatten()
+    }
+
     /// Closes that descriptor.
     fn close_descriptor(&self, py: Python<'_>) -> PyResult<()> {
         self.kernel.mapping.drop_descriptor().map_err(|error| self.failed(py, &error))

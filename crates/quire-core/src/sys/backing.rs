@@ -116,6 +116,11 @@ impl Backing {
         self.regular
     }
 
+    /// Its device and inode, which no other file has while it is mapped.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     /// The descriptor that is kept open, where one is.
     pub fn descriptor(&self) -> Option<RawFd> {
         self.file.as_ref().map(File::as_raw_fd)
