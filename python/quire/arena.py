@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quire._map import Mappable
     from quire.kernel_mapping import KernelMapping
     from quire.layout import Order, ShapeLike
+    from quire.residency import Pin
 
 __all__ = ["Arena", "Placed"]
 
@@ -201,8 +202,9 @@ class Arena(Mapping, _core.ArenaBase):
 
         Raises:
             ValueError: nothing is placed there, or a mapping lies there with only a part of it.
-            BufferError: views of a mapping there are alive. Nothing was unmapped then. Views of
-                the arena itself may live on: touching that part of them raises.
+            BufferError: views of a mapping there are alive, or another thread is at work there:
+                its `map` has not returned. Nothing was unmapped then. Views of the arena itself may
+                live on: touching that part of them raises.
         """
         if offset is None and length is None:
             self.close()
@@ -230,13 +232,36 @@ class Arena(Mapping, _core.ArenaBase):
                     )
         if not inside:
             raise ValueError(f"nothing is placed at byte {first} of the arena")
-        held = (self._held.get(self.address + entry.offset) for entry in inside)
-        return [mapping for mapping in held if mapping is not None]
+        held = [self._held.get(self.address + entry.offset) for entry in inside]
+        found = [mapping for mapping in held if mapping is not None and not mapping.closed]
+        if len(found) < len(held):
+            # Between its placing and the return of `map`; or another thread has unmapped it by now.
+            raise BufferError(
+                f"another thread is placing or unmapping at byte {first} of the arena: unmap what "
+                "it places when its `map` has returned"
+            )
+        return found
 
     def _forget(self, mapping: KernelMapping) -> None:
         for address, other in list(self._held.items()):
             if other is mapping:
                 self._held.pop(address, None)
+
+    def pin(self, index: object = None) -> Pin:
+        """As `Mapping.pin`; all of the part must be placed.
+
+        Raises:
+            quire.Error: RLIMIT_MEMLOCK, with its value, or a page that cannot be had.
+            quire.PageIOError: something that is placed has failed.
+            TypeError: the index makes a copy of what it selects.
+        """
+        try:
+            return super().pin(index)
+        except Error as error:
+            if type(error) is not Error:
+                raise
+            length = self._part(index)[2]
+            raise explained(error, Asked(length, int(MapFlag.SHARED), 0, self.label)) from None
 
     def close(self, *, discard: bool = False) -> None:
         """Unmaps everything and gives the addresses back; does nothing when that was done before.

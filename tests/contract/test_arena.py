@@ -9,11 +9,13 @@ import random
 import resource
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import quire
+from quire import arena as arena_module
 from quire.testing import children
 from quire.testing.census import is_mapped
 from quire.testing.content import new_seed
@@ -329,6 +331,34 @@ def test_touches_race_with_placing(path: Path) -> None:
     stop.set()
     thread.join()
     assert seen <= {-1, 1, 255}
+    arena.close()
+
+
+def test_unmapping_what_another_thread_is_placing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is in the arena before `map` returns; nothing is left undone without a word."""
+    arena = quire.Arena(4 * PAGE)
+    real, tried = arena_module.mapped, []
+
+    def interrupted(*how: Any, **more: Any) -> quire.KernelMapping:
+        mapping = real(*how, **more)
+        assert [entry.offset for entry in arena.entries] == [PAGE]
+        for part in ((PAGE,), (0, 4 * PAGE)):
+            with pytest.raises(BufferError, match="another thread is placing"):
+                arena.unmap(*part)
+            tried.append(part)
+        return mapping
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arena_module, "mapped", interrupted)
+        first = arena.map(PAGE, size=PAGE, sharing="private")
+        assert len(tried) == 2
+        first.close()
+        again = arena.map(PAGE, size=PAGE, sharing="private")  # the arena still knows the first
+    arena.unmap(PAGE)
+    assert again.closed
+    assert arena.entries == ()
     arena.close()
 
 
