@@ -125,6 +125,18 @@ class SharedMapping(KernelMapping):
             source=self.source,
         )
 
+    def drop_descriptor(self) -> None:
+        """Refused: the descriptor is what others attach by, and a segment has no path.
+
+        Raises:
+            quire.Error: always.
+        """
+        raise Error(
+            "a segment keeps its descriptor, which others attach by and which `fileno` and `send` "
+            "give: close the mapping instead",
+            source=self.source,
+        )
+
     def split(self, at: int) -> KernelMapping:
         """As `KernelMapping.split`; both parts hold the segment."""
         rest = super().split(at)

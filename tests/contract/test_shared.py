@@ -70,6 +70,15 @@ def test_create_attach_and_either(name: str) -> None:
     assert_gone(name)
 
 
+def test_the_descriptor_stays_as_long_as_the_segment() -> None:
+    with quire.shared(size=PAGE) as segment:
+        with pytest.raises(quire.Error, match=r"keeps its descriptor.*close the mapping"):
+            segment.drop_descriptor()
+        assert os.fstat(segment.fileno()).st_size == PAGE
+        with pickle.loads(pickle.dumps(segment)) as same:
+            assert same.size_bytes == PAGE
+
+
 def test_attaching_and_closing_never_deletes(name: str) -> None:
     with quire.shared(name, PAGE) as segment:
         for _ in range(3):
