@@ -10,7 +10,8 @@ from quire.layout import ArrayLayout, Order, ShapeLike, raw_layout
 from quire.limits import Asked, explained
 from quire.map_flags import ADVICE, INWARD, MAP_TYPE, PROTECTIONS, MapFlag, protection_bits
 from quire.mapping import Mapping
-from quire.sizes import SizeLike, parse_size
+from quire.residency import Pin, bytes_of
+from quire.sizes import SizeLike, checked_span, parse_size
 
 if TYPE_CHECKING:
     import weakref
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["KernelMapping", "RawArray"]
+__all__ = ["KernelMapping", "RawArray", "require_cache"]
 
 MS_ASYNC = 1
 MS_INVALIDATE = 2
@@ -145,7 +146,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             quire.SyncError: the file could not be written, or something is locked.
         """
         flags = (MS_ASYNC if asynchronous else MS_SYNC) | (MS_INVALIDATE if invalidate else 0)
-        self._call(lambda: self.msync(*_from(offset, length), flags))
+        self._call(lambda: self.msync(*checked_span(offset, length), flags))
 
     def set_budget(self, budget: SizeLike | None, *, cache: str = "keep") -> None:
         """Bounds the pages of a file that are resident; None for no bound.
@@ -166,8 +167,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             ValueError: the mapping is private and writable, of no file, or of a file in memory
                 (tmpfs, memfd, hugetlbfs): its pages have no other home than memory.
         """
-        if cache not in ("keep", "drop"):
-            raise ValueError(f'cache is "keep" or "drop", not {cache!r}')
+        require_cache(cache)
         size = NO_BUDGET if budget is None else parse_size(budget, name="budget")
         if size == 0:
             raise ValueError("a budget of 0 bytes keeps no page: give some")
@@ -184,7 +184,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             ValueError: there is no such protection, or the bytes are not in the mapping.
         """
         bits = protection_bits(protection)
-        self._call(lambda: self.mprotect(*_from(offset, length), bits), length, bits)
+        self._call(lambda: self.mprotect(*checked_span(offset, length), bits), length, bits)
 
     def advise(self, advice: str, index: object = None) -> None:
         """Gives any advice of madvise(2), by its name in small letters, to a part of the array.
@@ -203,6 +203,23 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         offset, length = (0, None) if index is None else self._part(index)[1:]
         self._call(lambda: self.madvise(number, offset, length, advice in INWARD), length)
 
+    def pin(self, index: object = None) -> Pin:
+        """As `Mapping.pin`, by mlock2(2).
+
+        Raises:
+            quire.Error: RLIMIT_MEMLOCK, with its value, or a page that cannot be had.
+            quire.PageIOError: the mapping is failed.
+            TypeError: the index makes a copy of what it selects.
+        """
+        self.check()
+        part, offset, length = self._part(index)
+        return self._call(lambda: Pin(self, part, offset, length), length)
+
+    def _part(self, index: object) -> tuple[np.ndarray[Any, Any], int, int]:
+        # No touch: so that advice can mend what has made the mapping fail.
+        part, address, length = bytes_of(self._whole(), index)
+        return part, max(address - self.address, 0) if length else 0, length
+
     def lock(self, offset: int = 0, length: int | None = None, *, on_fault: bool = False) -> None:
         """Keeps pages in memory (mlock2(2)), from now or, ``on_fault``, from their first touch.
 
@@ -211,11 +228,12 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         Raises:
             quire.Error: RLIMIT_MEMLOCK, with its value, or a page that cannot be had.
         """
-        self._call(lambda: self.mlock(*_from(offset, length), on_fault), length)
+        asked = max(self.size_bytes - offset, 0) if length is None else length
+        self._call(lambda: self.mlock(*checked_span(offset, length), on_fault), asked)
 
     def unlock(self, offset: int = 0, length: int | None = None) -> None:
         """Ends `lock` (munlock(2))."""
-        self._call(lambda: self.munlock(*_from(offset, length)), length)
+        self._call(lambda: self.munlock(*checked_span(offset, length)), length)
 
     def resize(self, size: SizeLike) -> None:
         """Changes how many bytes are mapped (mremap(2)), of the same source from the same offset.
@@ -270,7 +288,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         if offset is None and length is None:
             super().unmap()
         else:
-            self._call(lambda: self.unmap_bytes(*_from(offset or 0, length)))
+            self._call(lambda: self.unmap_bytes(*checked_span(offset or 0, length)))
 
     def name(self, name: str | None) -> None:
         """Names anonymous memory in /proc/self/maps (PR_SET_VMA_ANON_NAME); None ends it.
@@ -349,7 +367,7 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             raise explained(error, Asked(size, self.map_flags, bits, self.source)) from None
 
 
-def _from(offset: int, length: int | None) -> tuple[int, int | None]:
-    if offset < 0 or (length is not None and length < 0):
-        raise ValueError(f"offset {offset} and length {length} may not be negative")
-    return offset, length
+def require_cache(cache: str) -> None:
+    """Raises ValueError for what `KernelMapping.set_budget` does not know."""
+    if cache not in ("keep", "drop"):
+        raise ValueError(f'cache is "keep" or "drop", not {cache!r}')

@@ -24,6 +24,8 @@ V2 = ("memory.max", "memory.current")
 NO_LIMIT = 1 << 60
 ADDRESS_BITS = 47
 KIB = 1024
+UIDS = (1 << 32) - 1
+CAP_IPC_LOCK = 14
 PROT_WRITE = 2
 PROT_EXEC = 4
 
@@ -65,14 +67,22 @@ def explained(error: Error, asked: Asked) -> Error:
 
 def _reasons(call: str, number: int, asked: Asked) -> Iterator[str]:
     if number == errno.ENOMEM and call == "mlock":
-        yield from _locked_memory(asked)
-        yield "Or a page of it cannot be had: beyond the end of its file, or protected"
+        limits = [*_locked_memory(asked), *_map_count()]
+        yield from limits
+        yield (
+            f"{'Or a' if limits else 'A'} page of it cannot be had: it is beyond the end of its "
+            "file, protected, unmapped, or nothing is placed there"
+        )
     elif number == errno.ENOMEM:
         yield from _no_memory(asked)
     elif number == errno.EAGAIN:
         yield from _locked_memory(asked) if call != "madvise" else _map_count()
     elif number == errno.EPERM:
         yield from _not_permitted(call, asked)
+    elif number == errno.EFBIG:
+        yield from _file_size(asked)
+    elif (call, number) == ("mprotect", errno.EACCES):
+        yield from _not_protected(asked)
     elif (call, number) in WORDS:
         yield WORDS[call, number]
 
@@ -93,8 +103,9 @@ WORDS = {
     "multiple of the page, HUGETLB for a file that is not of hugetlbfs, or a size of huge page "
     "that this machine does not have",
     ("mremap", errno.EINVAL): "Huge pages cannot be resized: map with reserve= to grow in place",
-    ("mremap", errno.EFAULT): "Parts of the mapping have protections or advice of their own, and "
-    "such cannot be resized as one: make them equal first, or map with reserve=",
+    ("mremap", errno.EFAULT): "Parts of the mapping have protections, advice, locks or pins of "
+    "their own, or were unmapped, and such cannot be resized as one: make them equal first "
+    "(protect, unlock, release), or map with reserve=",
     ("madvise", errno.EINVAL): "This advice is not for this mapping: free and wipeonfork need "
     "private anonymous memory, remove a shared file, dontneed and guard_install memory that is "
     "not locked; or this kernel does not know it",
@@ -121,6 +132,15 @@ def _status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * KIB
     return 0
+
+
+def _has_capability(number: int) -> bool:
+    """Whether this process has a capability on the machine, not just in a user namespace."""
+    rows = (line.split() for line in (PROC / "self/status").read_text().splitlines())
+    effective = next((int(row[1], 16) for row in rows if row and row[0] == "CapEff:"), 0)
+    users = PROC / "self/uid_map"  # absent in a kernel without user namespaces
+    whole = not users.exists() or users.read_text().split() == ["0", "0", str(UIDS)]
+    return whole and bool(effective >> number & 1)
 
 
 def _meminfo() -> dict[str, int]:
@@ -216,10 +236,13 @@ def _huge_pool(asked: Asked) -> Iterator[str]:
 
 
 def _locked_memory(asked: Asked) -> Iterator[str]:
-    limit = _limit(resource.RLIMIT_MEMLOCK)
-    if limit is not None:
+    """The limit of locked memory, if it binds this process and what is asked for exceeds it."""
+    limit, locked = _limit(resource.RLIMIT_MEMLOCK), _status("VmLck")
+    pages = -(-asked.size // resource.getpagesize()) + 1  # those around bytes at any offset
+    asks_for = locked + pages * resource.getpagesize()
+    if limit is not None and asks_for > limit and not _has_capability(CAP_IPC_LOCK):
         yield (
-            f"RLIMIT_MEMLOCK is {format_size(limit)}, and {format_size(_status('VmLck'))} are "
+            f"RLIMIT_MEMLOCK is {format_size(limit)}, and {format_size(locked)} are "
             f"locked: {format_size(asked.size)} more need a higher one (`ulimit -l`, "
             "resource.setrlimit) or CAP_IPC_LOCK"
         )
@@ -235,6 +258,27 @@ def _not_permitted(call: str, asked: Asked) -> Iterator[str]:
         yield f"The file system of {asked.source} is mounted noexec: map a copy elsewhere"
     else:
         yield "The mapping is sealed (mseal), or the file is sealed against writes (F_SEAL_WRITE)"
+
+
+def _not_protected(asked: Asked) -> Iterator[str]:
+    if asked.prot & PROT_EXEC and asked.source and _is_noexec(asked.source):
+        yield from _not_permitted("mprotect", asked)
+    else:
+        yield (
+            "The file is open for reading only, and a shared mapping cannot have stores go to it: "
+            'map it with protection="rw", and protect("r") what is not to be written'
+        )
+
+
+def _file_size(asked: Asked) -> Iterator[str]:
+    limit = _limit(resource.RLIMIT_FSIZE)
+    if limit is not None:
+        yield (
+            f"RLIMIT_FSIZE, the longest that this process may make a file, is {format_size(limit)}:"
+            " raise it with `ulimit -f`, or resource.setrlimit"
+        )
+    else:
+        yield f"The file system of {asked.source} holds no file that long: use another one"
 
 
 def _is_noexec(path: str) -> bool:

@@ -10,7 +10,7 @@ from quire._fork import sync_at_exit, watch_interpreter
 from quire.errors import ClosedError, Error, ModeError, PmapError, error_of_failure
 from quire.pmap import own_pmap
 from quire.residency import Pin, bytes_of, in_background
-from quire.sizes import SizeLike, format_size, parse_size
+from quire.sizes import SizeLike, checked_span, format_size, parse_size
 from quire.stats import Statistics
 from quire.swap import Swap
 
@@ -106,6 +106,10 @@ class Mapping(_core.MappingBase):
             quire.PmapError: the pmap is "soft", which has no pointer.
         """
         self.check()
+        return self._whole()
+
+    def _whole(self) -> np.ndarray[Any, Any]:
+        """`array`, also of a mapping that is failed: for calls that are told what cannot be had."""
         array = self._live_array() if self._live_array is not None else None
         if array is None:
             if self.closed:
@@ -189,9 +193,7 @@ class Mapping(_core.MappingBase):
                 to pages that could not be had, as they hold no data.
             ValueError: a negative offset or length.
         """
-        if offset < 0 or (length is not None and length < 0):
-            raise ValueError(f"offset {offset} and length {length} may not be negative")
-        super().sync(offset, length)
+        super().sync(*checked_span(offset, length))
         if self.writable:
             self.check()
 

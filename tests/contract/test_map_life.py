@@ -8,6 +8,8 @@ import mmap
 import os
 import re
 import resource
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +93,8 @@ def test_protect_is_refused(path: Path) -> None:
         with pytest.raises(quire.Error, match="mprotect") as caught:
             mapping.protect("rw")
         assert caught.value.errno == errno.EACCES
+        assert "open for reading only" in str(caught.value)
+        assert 'protection="rw"' in str(caught.value)
         with pytest.raises(ValueError, match="no protection"):
             mapping.protect("?")
         with pytest.raises(ValueError, match="do not lie"):
@@ -153,6 +157,62 @@ def test_what_advice_takes_away(path: Path) -> None:
         file.advise("remove", np.s_[PAGE : 2 * PAGE])
         assert not file.array[PAGE : 2 * PAGE].any()
     assert path.read_bytes()[PAGE : 2 * PAGE] == bytes(PAGE)
+
+
+def test_advice_to_a_part_of_a_failed_mapping(path: Path) -> None:
+    """What has made it fail can be taken away again, by the index of the part."""
+    with quire.map(size=4 * PAGE, sharing="private") as memory:
+        part = np.s_[PAGE : 2 * PAGE]
+        memory.advise("guard_install", part)
+        with pytest.raises(quire.ProtectionError, match="guard page"):
+            memory.read(PAGE, 1)
+        assert memory.failed is not None
+        with pytest.raises(quire.ProtectionError):
+            memory.pin(part)
+        assert not memory.resident(part).any()
+        memory.advise("willneed", part)
+        memory.advise("guard_remove", part)
+        assert memory.read(PAGE, 1) == b"\0"
+
+
+def test_what_cannot_be_locked_is_no_limit(path: Path) -> None:
+    """Nothing is said of a limit that was not hit."""
+    with quire.map(path, 32 * PAGE, sharing="shared") as mapping:
+        os.truncate(path, PAGE)
+        for call in (lambda: mapping.lock(PAGE, PAGE), lambda: mapping.pin(np.s_[PAGE : 2 * PAGE])):
+            with pytest.raises(quire.Error, match=r"A page of it .* beyond the end") as caught:
+                call()
+            assert caught.value.errno == errno.ENOMEM
+            assert "RLIMIT" not in str(caught.value)
+
+
+def test_a_view_waits_while_another_thread_resizes() -> None:
+    with quire.map(size=PAGE, sharing="private", reserve="64 MiB") as mapping:
+        ended = threading.Event()
+        said: list[BaseException] = []
+
+        def look() -> None:
+            try:
+                while not ended.is_set():
+                    assert memoryview(mapping)[0] == 0
+            except BaseException as error:
+                said.append(error)
+
+        threads = [threading.Thread(target=look) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        resizes = 0
+        for number in range(20_000):
+            try:
+                mapping.resize((2 + number % 64) * PAGE)
+            except BufferError:  # a view is alive, and it would shrink
+                continue
+            resizes += 1
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert not said
+        assert resizes
 
 
 def test_guard_pages_raise_until_they_go() -> None:
@@ -461,11 +521,23 @@ def child_hits_limits() -> None:
         resource.setrlimit(which, (1 << 30, before[1]))
         refused(private("2 GiB"), errno.ENOMEM, name, "1.0 GiB", "ulimit")
         resource.setrlimit(which, before)
+    with tempfile.TemporaryDirectory() as folder:
+        path, before = Path(folder, "x"), resource.getrlimit(resource.RLIMIT_FSIZE)
+        path.write_bytes(bytes(PAGE))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+        with quire.map(path, sharing="shared", protection="rw") as file:
+            refused(lambda: file.resize("2 MiB"), errno.EFBIG, "RLIMIT_FSIZE", "1.0 MiB", "ulimit")
+            assert path.stat().st_size == PAGE
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     if os.geteuid() != 0:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, PAGE))
         locked = quire.MapFlag.LOCKED
         with quire.map(size=8 * PAGE, sharing="private") as memory:
             refused(memory.lock, errno.ENOMEM, "RLIMIT_MEMLOCK is 4.0 KiB", "CAP_IPC_LOCK")
+            refused(memory.pin, errno.ENOMEM, "RLIMIT_MEMLOCK is 4.0 KiB", "CAP_IPC_LOCK")
+        with quire.Arena(8 * PAGE) as arena:
+            arena.map(0, size=8 * PAGE, sharing="private")
+            refused(arena.pin, errno.ENOMEM, "RLIMIT_MEMLOCK is 4.0 KiB", "CAP_IPC_LOCK")
         refused(
             lambda: quire.map(size=8 * PAGE, sharing="private", flags=locked),
             errno.EAGAIN,

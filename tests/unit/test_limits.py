@@ -94,3 +94,43 @@ def test_nothing_to_be_seen(system: Path) -> None:
     write(system / "cgroup/memory.max", "max\n")
     write(system / "cgroup/memory.current", "4096\n")
     assert "No limit that quire can see" in said(errno.ENOMEM, Asked(4096, int(MapFlag.SHARED), 1))
+
+
+def as_user(system: Path, capabilities: int = 0, users: str = "0 0 4294967295") -> None:
+    status = f"VmSize: 1000 kB\nVmLck: 8 kB\nCapEff: {capabilities:016x}\n"
+    write(system / "self/status", status)
+    write(system / "self/uid_map", f"{users}\n")
+
+
+def test_locked_memory(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_limit", lambda _: 64 << 10)
+    large, small = Asked(1 << 20, PRIVATE, 3), Asked(4096, PRIVATE, 3)
+    as_user(system)
+    text = said(errno.ENOMEM, large, "mlock")
+    assert "RLIMIT_MEMLOCK is 64.0 KiB, and 8.0 KiB are locked: 1.0 MiB more" in text
+    assert "Or a page of it cannot be had" in text
+    assert "RLIMIT_MEMLOCK" in said(errno.EAGAIN, large)
+    assert "mlock: refused. A page of it cannot be had" in said(errno.ENOMEM, small, "mlock")
+    as_user(system, 1 << limits.CAP_IPC_LOCK)  # root: the limit does not bind it
+    assert "RLIMIT_MEMLOCK" not in said(errno.ENOMEM, large, "mlock")
+    as_user(system, 1 << limits.CAP_IPC_LOCK, "0 1000 1")  # root of a user namespace
+    assert "RLIMIT_MEMLOCK" in said(errno.ENOMEM, large, "mlock")
+
+
+def test_no_map_entry_left_for_a_lock(system: Path) -> None:
+    write(system / "sys/vm/max_map_count", "10\n")
+    assert "vm.max_map_count is 10" in said(errno.ENOMEM, Asked(4096, PRIVATE, 3), "mlock")
+
+
+def test_the_longest_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(GIB, int(MapFlag.SHARED), 3, "here")
+    monkeypatch.setattr(limits, "_limit", lambda _: 64 << 10)
+    assert "RLIMIT_FSIZE" in said(errno.EFBIG, asked, "ftruncate")
+    monkeypatch.setattr(limits, "_limit", lambda _: None)
+    assert "The file system of here holds no file that long" in said(
+        errno.EFBIG, asked, "ftruncate"
+    )
+
+
+def test_parts_that_differ_are_told_of_locks() -> None:
+    assert "unlock" in said(errno.EFAULT, Asked(GIB, PRIVATE, 3), "mremap")

@@ -46,7 +46,7 @@ pub struct MappingBase {
     unmapped: AtomicBool,
     /// The last view to go unmaps.
     leaving: AtomicBool,
-    /// Its addresses are being changed, without the interpreter lock: no view comes meanwhile.
+    /// Its addresses are being changed, without the interpreter lock: who wants a view waits.
     changing: AtomicBool,
     /// Its arrays are watched for system calls (`exports`).
     watched: AtomicBool,
@@ -315,11 +315,12 @@ impl MappingBase {
             unsafe { (*view).obj = std::ptr::null_mut() };
             Err(PyBufferError::new_err(message.to_owned()))
         };
+        while slf.changing.load(Ordering::Acquire) {
+            slf.py().check_signals()?;
+            slf.py().detach(std::thread::yield_now); // system calls of another thread's, which end
+        }
         if slf.closed() {
             return refuse("the mapping is closed");
-        }
-        if slf.changing.load(Ordering::Acquire) {
-            return refuse("another thread is resizing the mapping: ask again when it has");
         }
         if !slf.has_pointer() {
             return refuse("pmap \"soft\" gives no pointer: use read, readinto and write");
