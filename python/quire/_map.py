@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from quire import _core
 from quire.devices import device_bytes
-from quire.errors import Error
-from quire.kernel_mapping import KernelMapping, RawArray
+from quire.errors import Error, FormatError
+from quire.kernel_mapping import KernelMapping, RawArray, require_cache
 from quire.limits import Asked, explained
 from quire.map_flags import check_flags, protection_bits
 from quire.sizes import SizeLike, parse_size
+from quire.store.resolve import require_path, require_true_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Mappable", "map", "mapped"]
 
 OFFSET_UNIT = 4096
+OFFSET_END = 1 << 63
+ADDRESS_END = 1 << 64
 ANONYMOUS = "anonymous memory"
 
 
@@ -142,6 +146,9 @@ def mapped(
         offset = operator.index(page_offset) * OFFSET_UNIT
     if offset < 0 or (anonymous and offset):
         raise ValueError(f"offset {offset}: it counts from the start of a source, which must be")
+    if offset >= OFFSET_END or not 0 <= (address or 0) < ADDRESS_END:
+        raise ValueError("an offset is below 2**63, and an address from 0 to 2**64 - 1")
+    require_cache(cache)
     size_bytes = None if size is None else parse_size(size)
     reserve_bytes = 0 if reserve is None else parse_size(reserve, name="reserve")
     of, label = _source_of(source)
@@ -152,7 +159,16 @@ def mapped(
     except Error as error:
         asked = Asked(max(size_bytes or 0, reserve_bytes), kind, bits, label)
         raise explained(error, asked) from None
+    except ValueError:
+        _require_length(of, label)
+        raise
     mapping: KernelMapping = KernelMapping(kernel_range)
+    if of is not None and mapping.size_bytes == 0:
+        try:
+            require_true_size(of, label)
+        except BaseException:
+            mapping.close()
+            raise
     if dtype is not None or shape is not None or budget is not None:
         mapping._raw = RawArray(dtype, shape, order)
         _finish(mapping, budget, cache)
@@ -198,16 +214,36 @@ def _source_of(source: Mappable) -> tuple[str | int | None, str]:
     if source is None:
         return None, ANONYMOUS
     if isinstance(source, str):
-        return source, source
+        return require_path(source), source
     if isinstance(source, int) and not isinstance(source, bool):
         return source, f"descriptor {source}"
     if isinstance(source, os.PathLike):
-        path = os.fsdecode(source)
+        path = require_path(os.fsdecode(source))
         return path, path
     if hasattr(source, "fileno"):
         descriptor = source.fileno()
         return descriptor, str(getattr(source, "name", f"descriptor {descriptor}"))
     raise TypeError(f"a source is a path, an open file, a descriptor or None, not {source!r}")
+
+
+KINDS = (
+    (stat.S_ISDIR, "a folder: name a file in it"),
+    (stat.S_ISFIFO, "a pipe, whose bytes are there once: read it"),
+    (stat.S_ISSOCK, "a socket: connect to it and read"),
+)
+
+
+def _require_length(source: str | int | None, label: str) -> None:
+    """Raises `quire.FormatError` for what has no bytes that could be mapped."""
+    if source is None:
+        return
+    try:
+        mode = os.stat(source).st_mode  # noqa: PTH116 (or a descriptor)
+    except OSError:
+        return
+    for is_kind, what in KINDS:
+        if is_kind(mode):
+            raise FormatError(f"{label} cannot be mapped, as it is {what}", source=label) from None
 
 
 def _finish(mapping: KernelMapping, budget: SizeLike | None, cache: str) -> None:

@@ -214,6 +214,56 @@ def test_what_the_kernel_refuses_is_explained(path: Path, tmp_path: Path) -> Non
     assert "hugetlbfs" in said
 
 
+def test_what_has_no_bytes_to_map_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for source, what in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), (ours, "a so")):
+            with pytest.raises(quire.FormatError, match=f"cannot be mapped, as it is {what}"):
+                quire.map(source, sharing="shared")
+    for absent in ("nul\0here", Path("nul\0here")):
+        with pytest.raises(quire.SourceError, match="NUL character"):
+            quire.map(absent, sharing="shared")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"offset": 1 << 63},
+        {"offset": 1 << 64},
+        {"page_offset": 1 << 60},
+        {"address": 1 << 64},
+        {"address": -1},
+    ],
+)
+def test_places_that_no_number_of_the_systems_holds(path: Path, where: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="below 2"):
+        quire.map(path, 1, sharing="shared", **where)  # type: ignore[arg-type]
+
+
+def test_what_becomes_of_a_cache_is_checked_without_a_budget_too(path: Path) -> None:
+    with pytest.raises(ValueError, match="'zzz'"):
+        quire.map(path, sharing="shared", cache="zzz")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_files_that_do_not_say_how_long_they_are(opened: bool) -> None:
+    """They are made anew for whoever reads them: of /proc empty by their size, of /sys a page."""
+    for path in ("/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"):
+        options = {"dtype": "u1"} if opened else {"dtype": "u1", "sharing": "shared"}
+        with pytest.raises(quire.Error, match="read it") as caught:
+            (quire.open if opened else quire.map)(path, **options)  # type: ignore[operator]
+        assert not isinstance(caught.value, quire.TruncatedError)
+        assert caught.value.source == path
+    with (
+        open("/proc/self/status", "rb") as file,
+        pytest.raises(quire.SourceError, match="than the 0 bytes"),
+    ):
+        quire.map(file, sharing="shared")
+    with pytest.raises(quire.Error, match="read it"):
+        quire.map("/proc/self/status", 10, sharing="shared")
+
+
 def test_a_sealed_memory_file_is_not_mapped_for_writing() -> None:
     import fcntl
 

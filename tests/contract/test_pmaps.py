@@ -73,8 +73,12 @@ def test_a_pmap_that_does_not_work_is_refused_with_its_reason(rows_file: Path) -
             with pytest.raises(quire.PmapError) as refused:
                 quire.open(rows_file, pmap=str(rung["name"]))
             assert str(rung["remedy"]) in str(refused.value)
-    with pytest.raises(quire.PmapError, match=r"no pmap .mmu.*uffd, inline, guard, mprotect, soft"):
-        quire.open(rows_file, pmap="mmu")
+    own = "uffd, inline, guard, mprotect, soft"
+    for asked in (quire.open, lambda path, pmap: quire.concatenate([path], pmap=pmap)):
+        with pytest.raises(quire.PmapError, match=f"no pmap 'mmu'; there are: {own}, kernel"):
+            asked(rows_file, pmap="mmu")
+    with pytest.raises(quire.PmapError, match=f'no pmap "mmu"; there are: {own} '):
+        quire.anonymous(4096, pmap="mmu")
 
 
 def test_all_at_once(rows: np.ndarray, rows_file: Path) -> None:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from quire import _core
-from quire.errors import SourceError
+from quire.errors import SourceError, TruncatedError
 from quire.store.abc import Store
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ NPY_MAGIC = b"\x93NUMPY"
 SEEKABLE_END = b"\xb1\xea\x92\x8f"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGICS = tuple(bytes([nibble, 0x2A, 0x4D, 0x18]) for nibble in range(0x50, 0x60))
+
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 SLOT_BYTES_MIN = 64 << 10
 SLOT_BYTES_MAX = 512 << 10
@@ -82,7 +85,7 @@ def resolve(
     """
     opened, pickled = _open(source, storage_options, budget_bytes, timeout_s, writable)
     try:
-        if not _is_zstd(opened):
+        if not _is_compressed(opened, pickled):
             return Resolved(opened, None, pickled)
         return Resolved(_core.open_zstd(opened), opened, pickled)
     except BaseException:
@@ -164,9 +167,41 @@ def refuse_options(storage_options: Mapping[str, object] | None, path: str) -> N
 
 
 def _open_file(path: str, writable: bool) -> _core.Store:
+    return _core.open_file(require_path(path), writable)
+
+
+def require_path(path: str) -> str:
+    """A path as it is; raises `quire.SourceError` where it can be none."""
     if "\0" in path:
         raise SourceError("a path cannot contain a NUL character", source=repr(path))
-    return _core.open_file(path, writable)
+    return path
+
+
+def require_true_size(source: str | int, label: str) -> None:
+    """Raises `quire.SourceError` for a file that has more or less content than its size says.
+
+    Such are those of /proc and /sys: they are made anew for whoever reads them.
+    """
+    try:
+        descriptor = os.open(source, READ) if isinstance(source, str) else os.dup(source)
+    except OSError:
+        return  # gone, or no longer ours
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return
+        last = os.pread(descriptor, 1, max(found.st_size - 1, 0))
+        if bool(last) == bool(found.st_size):
+            return
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+    raise SourceError(
+        f"{label} has other content than the {found.st_size} bytes that it says it has, as files "
+        "of /proc and /sys do: it cannot be mapped, read it",
+        source=label,
+    )
 
 
 def _open_in_pager(
@@ -193,6 +228,19 @@ def pager_shape(budget_bytes: int) -> tuple[int, int]:
     wanted = 1 << max((share // 16).bit_length() - 1, 0)
     slot_bytes = min(max(wanted, SLOT_BYTES_MIN), SLOT_BYTES_MAX)
     return min(max(share // slot_bytes, SLOTS_MIN), SLOTS_MAX), slot_bytes
+
+
+def _is_compressed(store: _core.Store, pickled: Source | None) -> bool:
+    """`_is_zstd`; raises `quire.SourceError` for a file whose size is not that of its content."""
+    path = pickled if isinstance(pickled, str) and local_path(pickled) is not None else None
+    if path is not None and not store.size:
+        require_true_size(path, store.label)
+    try:
+        return _is_zstd(store)
+    except TruncatedError:
+        if path is not None:
+            require_true_size(path, store.label)
+        raise
 
 
 def _is_zstd(store: _core.Store) -> bool:
