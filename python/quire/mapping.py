@@ -97,8 +97,8 @@ class Mapping(_core.MappingBase):
 
         It is the same object while anyone holds it. Touching an element reads its page when it
         is not resident; a page that cannot be had raises a `quire.PageIOError` in that thread at
-        the interpreter's next check (after a call, a loop step, at a function's entry). Until
-        then what was read are bytes of 0xFF: call `check` before results are used.
+        the interpreter's next check (a loop step, the entry of a function written in Python, most
+        calls). Until then what was read are bytes of 0xFF: call `check` before results are used.
 
         Raises:
             quire.ClosedError: the mapping is closed.

@@ -253,5 +253,26 @@ def test_a_jump_into_data_is_no_endless_loop() -> None:
     assert "child_jumps_into_data" in ended.errors
 
 
+def test_check_ends_a_try_in_a_function_that_has_run_often(path: Path) -> None:
+    """Where a specialised builtin would let the exception out of it."""
+
+    def caught(mapping: quire.KernelMapping) -> bool:
+        try:
+            mapping.array[PAGES * PAGE - 1]
+            mapping.check()
+        except quire.TruncatedError:
+            return True
+        return False
+
+    whole = quire.map(path, sharing="shared")
+    assert not any(caught(whole) for _ in range(100))
+    whole.close()
+    mappings = [quire.map(path, sharing="shared") for _ in range(100)]
+    os.truncate(path, PAGE)
+    for mapping in mappings:
+        assert caught(mapping)
+        mapping.close()
+
+
 if __name__ == "__main__":
     children.main()
