@@ -142,6 +142,10 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
             invalidate: has other mappings of the file see it; Linux only checks that nothing is
                 locked, as all mappings of a file are one memory.
 
+        After a failure everything is kept in memory that the kernel has not taken before quire saw
+        it: `failed` tells of it, nothing is given back to keep a budget, the next sync raises in
+        any case, and each writes all again, until one succeeds.
+
         Raises:
             quire.SyncError: the file could not be written, or something is locked.
         """
@@ -330,17 +334,22 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
         """
         self._call(self.mseal)
 
-    def close(self, *, discard: bool = False) -> None:  # noqa: ARG002 (nothing can be given up)
+    def close(self, *, discard: bool = False) -> None:
         """Unmaps; does nothing when that was done before.
 
         What was written to a file is in the page cache, and so in the file for every reader; call
-        `sync` first for it to outlive a loss of power. So ``discard`` changes nothing.
+        `sync` first for it to outlive a loss of power. Only what could not be written back before
+        is synced, or given up with ``discard``.
 
         Raises:
+            quire.SyncError: that failed. The mapping stays open: mend what is in the way and close
+                it again, or ``discard``.
             BufferError: an array or another view of the mapping is alive.
         """
         if not self.closed:
-            super().unmap()
+            if self.unwritten and not discard and self.exports == 0:
+                self.sync()
+            super().unmap(discard)
 
     def __exit__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -43,3 +44,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
     yield folder
     run("umount", "--lazy", str(folder))
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A file system, and the folder of what is behind it: when that is full, writing back fails."""
+    folder, behind = tmp_path / "failing", tmp_path / "behind"
+    folder.mkdir()
+    behind.mkdir()
+    with contextlib.ExitStack() as stack:
+        run("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(behind))
+        stack.callback(run, "umount", "--lazy", str(behind))
+        image = behind / "image"
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        run("mkfs.ext2", "-q", "-F", str(image))
+        device = run("losetup", "--find", "--show", str(image))
+        stack.callback(run, "losetup", "--detach", device)
+        run("mount", device, str(folder))
+        stack.callback(run, "umount", "--lazy", str(folder))
+        yield folder, behind

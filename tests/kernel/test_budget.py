@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import quire
 from quire.testing import children
 from quire.testing.cgroups import MemoryGroup, NoGroupError, memory_group
 from quire.testing.waiting import wait_until
+from quire.tools.commands import doctor
 
 PAGE = mmap.PAGESIZE
 SIZE = 64 << 20
@@ -92,6 +96,145 @@ def test_what_has_no_other_home_has_no_budget(path: Path) -> None:
             mapping.set_budget(BUDGET, cache="clean")
         with pytest.raises(ValueError, match="some"):
             mapping.set_budget(0)
+
+
+def test_private_pages_that_were_stored_to_are_not_bounded(path: Path) -> None:
+    """Not even while they are protected: taking them away would lose what they hold."""
+    with quire.map(path, sharing="private", protection="r", budget=BUDGET) as mapping:
+        for part in (None, PAGE):
+            with pytest.raises(ValueError, match="with a budget cannot be made writable"):
+                mapping.protect("rw", 0, part)
+        assert mapping.protection == "r"
+        mapping.protect("none", 0, PAGE)
+        mapping.set_budget(None)
+        mapping.protect("rw", 0, PAGE)
+        mapping.protect("r")
+        with pytest.raises(ValueError, match="is or was writable"):
+            mapping.set_budget(BUDGET)
+    with quire.map(path, sharing="private", protection="rw") as mapping:
+        mapping.array[:] = 9
+        mapping.protect("r")
+        rest = mapping.split(SIZE // 2)
+        for half in (mapping, rest):
+            with pytest.raises(ValueError, match="is or was writable"):
+                half.set_budget(BUDGET)
+            assert int((half.array != 9).sum()) == 0
+        rest.close()
+
+
+def test_both_halves_keep_the_budget(path: Path) -> None:
+    mapping = quire.map(path, sharing="shared", budget=BUDGET, cache="drop")
+    mapping.advise("sequential")
+    with mapping, mapping.split(SIZE // 2) as rest:
+        assert rest.budget_bytes == mapping.budget_bytes == BUDGET
+        model = np.fromfile(path, "i8")[SIZE // 2 // 8 :]
+        assert walk(rest.array.view("i8")) == total(model)
+        wait_until(
+            lambda: int(rest.residency().count(1)) * PAGE <= BUDGET,
+            "the page cache falls to the budget",
+        )
+        assert rest.statistics().evicted_bytes > 0
+        assert "sr" in flags_of(rest.address)  # the program's own advice
+
+
+@pytest.fixture
+def large_device(tmp_path: Path) -> Iterator[str]:
+    """A block device of 32 MiB of fives."""
+    image = tmp_path / "large-image"
+    image.write_bytes(b"\5" * (32 << 20))
+    command = ["losetup", "--find", "--show", str(image)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield device
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+def test_a_block_device_has_a_budget(large_device: str, cache: str) -> None:
+    with quire.map(
+        large_device, sharing="shared", protection="rw", budget=BUDGET, cache=cache
+    ) as mapping:
+        array = mapping.array
+        array[::PAGE] = 6
+        assert int((array[::PAGE] != 6).sum()) == 0
+        wait_until(lambda: mapping.statistics().resident_bytes <= BUDGET, "it falls to the budget")
+        assert mapping.statistics().evicted_bytes > 0
+        if cache == "drop":
+            wait_until(
+                lambda: int(mapping.residency().count(1)) * PAGE <= BUDGET,
+                "the page cache falls to the budget",
+            )
+        assert int((array != 5).sum()) == len(array) // PAGE
+
+
+def test_memory_of_a_device_has_no_budget() -> None:
+    with (
+        quire.map("/dev/zero", BUDGET, sharing="private") as mapping,
+        pytest.raises(ValueError, match="for this device"),
+    ):
+        mapping.set_budget(PAGE)
+
+
+def child_without_pagemap_scan(path: str) -> None:
+    """As on Linux before 6.7: refuses a budget, and leaves reading ahead as the kernel has it."""
+    with quire.map(path, sharing="shared") as mapping:
+        with pytest.raises(quire.PmapError, match="has no PAGEMAP_SCAN, which came with Linux"):
+            mapping.set_budget(BUDGET)
+        assert mapping.budget_bytes == (1 << 64) - 1
+        assert int(mapping.array[0]) >= 0
+        flags = flags_of(mapping.address)
+        assert "rr" not in flags, flags
+    with pytest.raises(quire.PmapError, match="has no PAGEMAP_SCAN"):
+        quire.map(path, sharing="shared", budget=BUDGET)
+    assert "quire-kernel" not in names_of_threads()
+    print(doctor.examine()["kernel_unwatched"])
+
+
+def flags_of(address: int) -> list[str]:
+    """The flags of the map entry at an address; "rr" is MADV_RANDOM (proc_pid_smaps(5))."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        entry = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if entry:
+            here = int(entry[1], 16) <= address < int(entry[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise LookupError(f"{address:x}")
+
+
+def names_of_threads() -> set[str]:
+    return {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+
+
+# Refuses one ioctl, for those who ask the C library.
+OLDER = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int ioctl(int fd, unsigned long request, ...) {
+    va_list rest;
+    va_start(rest, request);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    if ((unsigned)request == 0xc0606610u) {
+        errno = ENOTTY;
+        return -1;
+    }
+    return syscall(SYS_ioctl, fd, request, argument);
+}
+"""
+
+
+def test_without_pagemap_scan_nothing_is_promised(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, library = tmp_path / "older.c", tmp_path / "older.so"
+    source.write_text(OLDER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    ended = children.run(child_without_pagemap_scan, path)
+    assert "Linux 6.7" in ended.check()
 
 
 @pytest.fixture
@@ -215,6 +358,114 @@ def child_forks_under_a_budget(path: str) -> None:
 
 def test_a_forked_child_keeps_the_budget(path: Path) -> None:
     children.run(child_forks_under_a_budget, path).check()
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all the room there is."""
+    path = folder / "ballast"
+    room = os.statvfs(folder)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+    return path
+
+
+def stored_to_a_disk_that_refuses(
+    disk: tuple[Path, Path], **budget: str | int
+) -> tuple[quire.KernelMapping, Path]:
+    """A mapping of 16 MiB of sevens of which a disk has taken nothing, and what fills the disk."""
+    path = disk[0] / "stored.bin"
+    with path.open("wb") as file:
+        file.truncate(16 << 20)
+        os.fsync(file.fileno())
+    os.sync()
+    ballast = fill(disk[1])
+    mapping = quire.map(path, sharing="shared", protection="rw", **budget)
+    array = mapping.array
+    for at in range(0, len(array), 1 << 20):
+        array[at : at + (1 << 20)] = 7
+    return mapping, ballast
+
+
+def sync_until_it_succeeds(mapping: quire.KernelMapping) -> None:
+    """The kernel tells of what was before, up to once for each place in which it notes errors."""
+    for _ in range(3):
+        with contextlib.suppress(quire.SyncError):
+            return mapping.sync()
+    return mapping.sync()
+
+
+def read_past_the_cache(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return np.fromfile(file, "u1")
+
+
+def test_what_a_disk_refuses_is_kept_and_told(failing_disk: tuple[Path, Path]) -> None:
+    """By the mapping, by every sync and by close, until the disk takes it."""
+    mapping, ballast = stored_to_a_disk_that_refuses(failing_disk, budget="2 MiB", cache="drop")
+    wait_until(lambda: mapping.failed, "writing back has failed")
+    assert isinstance(mapping.failed, quire.SyncError)
+    assert mapping.failed.errno in (errno.EIO, errno.ENOSPC)
+    assert mapping.failed.offset < 16 << 20
+    with pytest.raises(quire.SyncError):
+        mapping.check()
+    for asynchronous in (True, False, False):
+        with pytest.raises(quire.SyncError, match="kept in memory") as caught:
+            mapping.sync(asynchronous=asynchronous)
+        assert caught.value.errno in (errno.EIO, errno.ENOSPC)
+    with pytest.raises(quire.SyncError):
+        mapping.close()
+    ballast.unlink()
+    sync_until_it_succeeds(mapping)
+    assert mapping.failed is None
+    wait_until(lambda: mapping.residency().count(1) * PAGE <= 2 << 20, "the budget is kept again")
+    assert int((mapping.array != 7).sum()) == 0
+    mapping.close()
+    assert int((read_past_the_cache(failing_disk[0] / "stored.bin") != 7).sum()) == 0
+
+
+def test_a_failure_that_nobody_asked_for_is_raised_once_more(
+    failing_disk: tuple[Path, Path],
+) -> None:
+    """The first sync after it raises although the disk takes all by then."""
+    mapping, ballast = stored_to_a_disk_that_refuses(failing_disk, budget="2 MiB", cache="drop")
+    wait_until(lambda: mapping.failed, "writing back has failed")
+    ballast.unlink()
+    with pytest.raises(quire.SyncError):
+        mapping.close()
+    sync_until_it_succeeds(mapping)
+    mapping.close()
+    assert int((read_past_the_cache(failing_disk[0] / "stored.bin") != 7).sum()) == 0
+
+
+@pytest.mark.parametrize("budget", [{}, {"budget": "2 MiB", "cache": "keep"}])
+def test_a_sync_that_failed_can_be_repeated(
+    failing_disk: tuple[Path, Path], budget: dict[str, str | int]
+) -> None:
+    """The kernel takes the pages for clean after the first one, and would write nothing."""
+    mapping, ballast = stored_to_a_disk_that_refuses(failing_disk, **budget)
+    for _ in range(2):
+        with pytest.raises(quire.SyncError):
+            mapping.sync()
+    assert isinstance(mapping.failed, quire.SyncError)
+    ballast.unlink()
+    with contextlib.suppress(quire.SyncError):
+        mapping.sync()
+    mapping.sync()
+    assert mapping.failed is None
+    mapping.close()
+    assert int((read_past_the_cache(failing_disk[0] / "stored.bin") != 7).sum()) == 0
+
+
+def test_what_could_not_be_written_can_be_given_up(failing_disk: tuple[Path, Path]) -> None:
+    mapping, _ = stored_to_a_disk_that_refuses(failing_disk)
+    with pytest.raises(quire.SyncError):
+        mapping.sync()
+    with pytest.raises(quire.SyncError):
+        mapping.close()
+    assert not mapping.closed
+    mapping.close(discard=True)
+    assert mapping.closed
 
 
 def test_threads_walk_and_write_under_a_budget_that_drops(path: Path) -> None:

@@ -13,6 +13,8 @@
 //!
 //! Budgets are kept in `budget.rs`.
 //!
+//! Where the kernel tells of no translations (before Linux 6.7) nothing of this is done.
+//!
 //! One thread, which ends when there has been nothing to watch for a while. The child of a fork has none,
 //! until it maps something or has a budget to keep, and the kernel's default again ([`reset_in_child`]).
 #![allow(unsafe_code)]
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::pmap::kernel::write_back::Stored;
 use crate::pmap::kernel::{NOT_ADVISED, Region, Wishes};
 use crate::space::SPACE;
 use crate::sys::backing::Backing;
@@ -54,8 +57,11 @@ static DOZES: AtomicBool = AtomicBool::new(false);
 
 /// A mapping was made, or wishes changed.
 pub fn notice(region: &Region) {
-    if region.size < LEAST_BYTES || !region.backing.as_ref().is_some_and(|file| file.is_regular()) {
-        return;
+    if region.size < LEAST_BYTES
+        || !region.backing.as_ref().is_some_and(|file| file.is_cached())
+        || Pagemap::probe().is_err()
+    {
+        return; // where nobody sees walks, the kernel's own default stays
     }
     hush(region);
     if !RUNS.load(Ordering::Acquire) && !RUNS.swap(true, Ordering::AcqRel) {
@@ -84,8 +90,8 @@ fn hush(region: &Region) {
 struct Look {
     id: u64,
     range: Range,
-    writes: bool,
     offset: u64,
+    stored: Stored,
     backing: Arc<Backing>,
     wishes: Arc<Wishes>,
     users: Arc<AtomicU32>,
@@ -99,8 +105,8 @@ impl Look {
         Some(Look {
             id: region.id,
             range: region.range,
-            writes: region.is_shared_writable(),
             offset: region.offset,
+            stored: Stored::of(region),
             backing: Arc::clone(backing),
             wishes: Arc::clone(&region.wishes),
             users: Arc::clone(&region.users),
@@ -130,7 +136,11 @@ impl Drop for Look {
 }
 
 fn serve() {
-    let Ok(pagemap) = Pagemap::open() else { return };
+    let Ok(pagemap) = Pagemap::open() else {
+        RUNS.store(false, Ordering::Release); // no descriptor is left: the next mapping asks again
+        unhush(SPACE.kernel().values());
+        return;
+    };
     loop {
         watch(&pagemap);
         RUNS.store(false, Ordering::Release);
@@ -269,6 +279,11 @@ impl Watch {
 /// In the child of a fork, which has no daemon: nobody would end what is good for scattered touches only.
 pub fn reset_in_child<'a>(regions: impl Iterator<Item = &'a Region>) {
     RUNS.store(false, Ordering::Release);
+    unhush(regions);
+}
+
+/// The kernel's default again.
+fn unhush<'a>(regions: impl Iterator<Item = &'a Region>) {
     for region in regions.filter(|region| region.wishes.hushed.swap(false, Ordering::Relaxed)) {
         // SAFETY: pages of the region; the advice takes nothing.
         let _ = unsafe { mmap::advise(region.range, libc::MADV_NORMAL) };

@@ -16,6 +16,7 @@ use crate::counters::{RETIRED, add};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::PageError;
 use crate::kernel_daemon;
+use crate::pmap::kernel::write_back::Stored;
 use crate::pmap::kernel::{self, Ask, Region, Wishes, arena};
 use crate::runtime;
 use crate::space::SPACE;
@@ -27,6 +28,9 @@ use crate::sys::{futex, mmap, signal};
 use crate::units::ByteOffset;
 
 const GONE: usize = usize::MAX;
+/// What to do instead of a budget that the kernel's pmap cannot keep.
+const ELSE: &str =
+    ": open it with pmap \"uffd\", \"inline\", \"guard\" or \"mprotect\" (quire.open, quire.anonymous)";
 thread_local! {
     /// This thread takes the signals of faults.
     static READY: Cell<bool> = const { Cell::new(false) };
@@ -175,22 +179,27 @@ impl KernelMapping {
     /// Bounds the pages of a file that are resident, in the page cache too if it `drops`.
     ///
     /// # Errors
-    /// `Invalid` where pages have no other home than memory, or are not counted.
+    /// `Invalid` where pages have no other home than memory, or are not counted; `Pmap` where the kernel does
+    /// not tell which are resident.
     pub fn set_budget(&self, budget: u64, drops: bool) -> Result<(), MapError> {
-        let can = |region: &Region| {
-            let file = region.backing.as_ref().is_some_and(|file| file.is_on_disk());
-            file && !region.is_private_writable() && region.page == page_bytes()
-        };
-        if budget != u64::MAX && !self.look(can).ok_or_else(closed)? {
-            return Err(MapError::Invalid(
-                "the kernel keeps no budget for this mapping, as its pages have no other home than memory: open it \
-                 with pmap \"uffd\", \"inline\", \"guard\" or \"mprotect\" (quire.open, quire.anonymous)"
-                    .into(),
-            ));
+        if budget != u64::MAX {
+            Pagemap::probe()
+                .map_err(|why| MapError::Pmap(format!("no budget can be kept here: {why}{ELSE}")))?;
         }
-        self.wishes.drops.store(drops, Ordering::Relaxed);
-        self.wishes.budget.store(budget, Ordering::Relaxed);
-        self.look(kernel_daemon::notice);
+        let set = |region: &Region| {
+            if budget != u64::MAX {
+                region.can_be_bounded().map_err(|why| MapError::Invalid(format!("{why}{ELSE}")))?;
+            }
+            region.wishes.drops.store(drops, Ordering::Relaxed);
+            region.wishes.budget.store(budget, Ordering::Relaxed);
+            kernel_daemon::notice(region);
+            Ok(())
+        };
+        let _used = self.in_use()?;
+        self.look(set).ok_or_else(closed)??;
+        if self.wishes.is_leashed() {
+            self.look(Stored::of).ok_or_else(closed)?.drop_all(); // else it comes back 16 pages at a touch
+        }
         Ok(())
     }
 
@@ -246,7 +255,8 @@ impl KernelMapping {
         let mut regions = SPACE.kernel_mut();
         let start = self.start.load(Ordering::Acquire);
         let end = start + regions.get(&start)?.reserved;
-        regions.range_mut(start..end).find_map(|(_, region)| region.failure())
+        let within = &mut regions.range_mut(start..end);
+        within.find_map(|(_, region)| region.failure().or_else(|| region.unwritten()))
     }
 
     /// Copies bytes of the mapping.
@@ -279,18 +289,11 @@ impl KernelMapping {
     /// # Errors
     /// The errno as a store error.
     pub fn sync(&self, offset: u64, len: u64, flags: i32) -> Result<(), StoreError> {
-        let used = self.in_use().map_err(|_| not_here(offset))?;
-        let range = self.around(offset, len);
-        if range.len == 0 {
-            return Ok(());
+        let _used = self.in_use().map_err(|_| not_here(offset))?;
+        match self.look(|region| (Stored::of(region), region.around(offset, len))) {
+            Some((stored, range)) if range.len > 0 => stored.sync(range, flags),
+            _ => Ok(()),
         }
-        mmap::sync(range, flags).map_err(|errno| StoreError {
-            code: FaultCode::WriteBack,
-            offset: ByteOffset(offset + self.look(|region| region.offset + region.slack as u64).unwrap_or(0)),
-            errno: Some(errno),
-            message: sync_message(errno, used.size),
-            part: None,
-        })
     }
 
     fn around(&self, offset: u64, len: u64) -> Range {
@@ -526,18 +529,6 @@ fn wait_idle(users: &AtomicU32) {
 
 fn not_here(offset: u64) -> StoreError {
     StoreError::new(FaultCode::Closed, ByteOffset(offset), "the mapping is closed: map the source again")
-}
-
-fn sync_message(errno: i32, size: u64) -> String {
-    let said = crate::sys::errno_message(errno);
-    match errno {
-        libc::EBUSY => {
-            format!("pages of the mapping are locked, so they cannot be invalidated: unlock() first ({said})")
-        }
-        _ => format!(
-            "the {size} bytes mapped could not all be written back: {said}; sync again when it is mended"
-        ),
-    }
 }
 
 /// The bytes from an offset to the end: of a file by its length, of a block device as it says.

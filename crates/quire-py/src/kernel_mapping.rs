@@ -190,12 +190,16 @@ impl Mapped for Kernel {
     }
 
     fn discard(&self) {
-        // What was stored is in the file's page cache, and goes to the disk whoever maps it.
+        // What was stored is in the file's page cache, and goes to the disk whoever maps it; what could not
+        // be written is given up.
+        self.mapping.wishes().unwritten.forget();
     }
 
     fn unmap(&self) -> Result<(), StoreError> {
+        let unwritten = self.mapping.wishes().unwritten.is_there();
+        let written = if unwritten { self.sync(0..self.size()) } else { Ok(()) };
         self.mapping.unmap();
-        Ok(())
+        written
     }
 }
 
@@ -326,7 +330,13 @@ impl KernelMappingBase {
 
     /// Bounds what is resident of a file; `drop` also what the page cache keeps of it.
     fn bound(&self, py: Python<'_>, budget: u64, drop: bool) -> PyResult<()> {
-        self.kernel.mapping.set_budget(budget, drop).map_err(|error| self.failed(py, &error))
+        py.detach(|| self.kernel.mapping.set_budget(budget, drop)).map_err(|error| self.failed(py, &error))
+    }
+
+    /// Whether something that was stored could not be written back.
+    #[getter]
+    fn unwritten(&self) -> bool {
+        self.kernel.mapping.wishes().unwritten.is_there()
     }
 
     /// msync(2) with these flags.

@@ -41,6 +41,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(lease::leave_segment, m)?,
         wrap_pyfunction!(lease::make_record, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
+        wrap_pyfunction!(module::kernel_unwatched, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,
         wrap_pyfunction!(module::budget, m)?,
         wrap_pyfunction!(module::statistics, m)?,

@@ -138,6 +138,12 @@ pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     Ok(rows)
 }
 
+/// Why nobody sees what is touched of ranges that the kernel pages; None where quire does.
+#[pyfunction]
+pub fn kernel_unwatched() -> Option<String> {
+    sys::pagemap::Pagemap::probe().err()
+}
+
 /// Bytes of a hardware page.
 #[pyfunction]
 pub fn page_bytes() -> usize {

@@ -124,7 +124,7 @@ impl Blocks {
             self.since.remove(block);
         }
         if look.wishes.drops.load(Ordering::Relaxed) {
-            look.backing.drop_cached(blocks[0] * BLOCK, blocks.len() as u64 * BLOCK, look.writes);
+            look.stored.drop_cached(blocks[0] * BLOCK, blocks.len() as u64 * BLOCK);
             for block in blocks {
                 self.linger(look, *block, TRIES);
             }
@@ -143,7 +143,7 @@ impl Blocks {
 
     fn drop_lingering(&mut self, look: &Look) {
         for (block, left) in std::mem::take(&mut self.lingering) {
-            look.backing.drop_cached(block * BLOCK, BLOCK, look.writes);
+            look.stored.drop_cached(block * BLOCK, BLOCK);
             self.linger(look, block, left.tries - 1);
         }
     }
@@ -203,7 +203,7 @@ impl Leash {
 pub fn drop_ahead(look: &Look, ahead: Range) {
     let beyond = WINDOWS * look.backing.read_ahead_bytes();
     look.advise(ahead, libc::MADV_RANDOM);
-    look.backing.drop_cached(look.offset_of(ahead.start), ahead.len as u64 + beyond, false);
+    look.stored.drop_cached(look.offset_of(ahead.start), ahead.len as u64 + beyond);
 }
 
 impl Look {

@@ -16,6 +16,7 @@
 pub mod arena;
 mod mend;
 mod resize;
+pub mod write_back;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -31,6 +32,7 @@ use crate::sys::mmap::{self, Request};
 pub use mend::{Mended, copy, tell, touch};
 
 use arena::Place;
+use write_back::Unwritten;
 
 const HOLD: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 /// What a huge page is asked for by, in mmap(2)'s flags: its size as a power of two.
@@ -77,6 +79,8 @@ pub struct Wishes {
     pub peak: AtomicU64,
     /// Bytes taken to keep the budget.
     pub trimmed: AtomicU64,
+    /// What was stored and could not be written back.
+    pub unwritten: Unwritten,
 }
 
 impl Default for Wishes {
@@ -89,6 +93,7 @@ impl Default for Wishes {
             drops: AtomicBool::new(false),
             peak: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
+            unwritten: Unwritten::default(),
         }
     }
 }
@@ -97,6 +102,18 @@ impl Wishes {
     /// Whether there is a budget.
     pub fn is_bounded(&self) -> bool {
         self.budget.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    /// The same for the other part of a mapping that is split.
+    fn copy_of(&self) -> Wishes {
+        Wishes {
+            advised: AtomicI32::new(self.advised.load(Ordering::Relaxed)),
+            hushed: AtomicBool::new(self.hushed.load(Ordering::Relaxed)),
+            budget: AtomicU64::new(self.budget.load(Ordering::Relaxed)),
+            drops: AtomicBool::new(self.drops.load(Ordering::Relaxed)),
+            unwritten: self.unwritten.copy_of(),
+            ..Wishes::default()
+        }
     }
 
     /// Whether what is read ahead must be within the budget too.
@@ -156,6 +173,8 @@ pub struct Region {
     failure: Option<(PageError, Touch)>,
     /// Addresses are held for growth.
     holds: bool,
+    /// A part of it is or was writable.
+    was_writable: bool,
     sealed: bool,
     place: Place,
 }
@@ -237,6 +256,7 @@ impl Region {
             covered: Vec::new(),
             failure: None,
             holds: held > len,
+            was_writable: ask.prot & libc::PROT_WRITE != 0,
             sealed: false,
             place: Place::Own,
         })
@@ -273,11 +293,6 @@ impl Region {
         !self.is_private() && self.prot & libc::PROT_WRITE != 0
     }
 
-    /// Whether stores make pages of the mapping's own.
-    pub fn is_private_writable(&self) -> bool {
-        self.is_private() && self.prot & libc::PROT_WRITE != 0
-    }
-
     fn is_private(&self) -> bool {
         self.flags & libc::MAP_TYPE == libc::MAP_PRIVATE
     }
@@ -307,6 +322,7 @@ impl Region {
     /// # Errors
     /// `Sys`.
     pub fn protect(&mut self, offset: u64, len: u64, prot: i32) -> Result<(), MapError> {
+        self.require_unbounded(prot)?;
         self.uncover();
         let range = self.around(offset, len);
         for piece in self.mapped_in(range) {
@@ -319,6 +335,7 @@ impl Region {
             self.parts.retain(|(part, _)| !(range.contains(part.start) && part.end() <= range.end()));
             self.parts.push((range, prot));
         }
+        self.was_writable |= prot & libc::PROT_WRITE != 0;
         self.failure = self.failure.take().filter(|(error, _)| error.error.code != FaultCode::Protection);
         Ok(())
     }
@@ -371,7 +388,7 @@ impl Region {
             backing: self.backing.clone(),
             errors: Arc::default(),
             users: Arc::default(),
-            wishes: Arc::default(),
+            wishes: Arc::new(self.wishes.copy_of()),
             parts: self.parts.iter().filter(|(part, _)| upper(part)).copied().collect(),
             holes: self.holes.iter().filter(|hole| upper(hole)).copied().collect(),
             joins: self

@@ -9,6 +9,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::memory::{Range, page_bytes};
+use super::mmap::{self, Request};
+
 /// What is mapped.
 pub struct Backing {
     /// Kept open, so that it can be asked; absent while so many are open that the program needs the rest.
@@ -17,10 +20,14 @@ pub struct Backing {
     device: u64,
     inode: u64,
     regular: bool,
+    /// The number of a block device.
+    block: Option<u64>,
     /// Opened by its path, for writing.
     writable: bool,
     /// Asked of the kernel when first needed.
     paging: OnceLock<Paging>,
+    /// A description of its own, see [`Backing::with_own`].
+    own: OnceLock<Option<File>>,
 }
 
 /// How the kernel pages a file.
@@ -28,6 +35,8 @@ pub struct Backing {
 struct Paging {
     in_memory: bool,
     read_ahead: u64,
+    /// Open for writing.
+    writable: bool,
 }
 
 /// Why a page cannot be had.
@@ -102,10 +111,12 @@ impl Opened {
             device: self.metadata.dev(),
             inode: self.metadata.ino(),
             regular: self.metadata.is_file(),
+            block: is_block_device(&self.metadata).then(|| self.metadata.rdev()),
             path: self.path,
             writable: self.writable,
             file: keep.then_some(self.file),
             paging: OnceLock::new(),
+            own: OnceLock::new(),
         }
     }
 }
@@ -130,7 +141,7 @@ impl Backing {
     pub fn unopened(&self) -> Backing {
         let own = || std::fs::read_link(format!("/proc/self/fd/{}", self.descriptor()?)).ok();
         let path = self.path.clone().or_else(own);
-        Backing { file: None, path, paging: self.paging.clone(), ..*self }
+        Backing { file: None, path, paging: self.paging.clone(), own: OnceLock::new(), ..*self }
     }
 
     /// Does something with the file, opened again where it was not kept and is still the same one.
@@ -149,10 +160,20 @@ impl Backing {
         work(&again.file)
     }
 
+    /// Whether it is shown by way of the page cache: not memory of a driver.
+    pub fn is_cached(&self) -> bool {
+        self.regular || self.block.is_some()
+    }
+
     /// Whether its pages have a home on a disk, or behind a network: not those of a memory file, nor of
     /// a file on tmpfs or hugetlbfs, whose page cache is all there is of it.
     pub fn is_on_disk(&self) -> bool {
-        self.regular && !self.paging().in_memory
+        self.is_cached() && !self.paging().in_memory
+    }
+
+    /// Whether a shared mapping of it can have been stored to.
+    pub fn is_writable(&self) -> bool {
+        self.paging().writable
     }
 
     /// Bytes that the kernel reads ahead of a walk at most.
@@ -164,13 +185,17 @@ impl Backing {
         const IN_MEMORY: [i64; 2] = [0x0102_1994, HUGETLBFS_MAGIC]; // TMPFS_MAGIC, statfs(2)
         const READ_AHEAD: u64 = 128 << 10; // VM_READAHEAD_PAGES, where sysfs does not say
         *self.paging.get_or_init(|| {
-            let kind = self.with_file(|file| Ok(file_system_of(file).map(|found| found.f_type)));
-            let (major, minor) = (libc::major(self.device), libc::minor(self.device));
+            let found = self.with_file(|file| Ok((file_system_of(file), is_writable(file))));
+            let (kind, writable) = found.unwrap_or((None, self.writable));
+            let disk = self.block.unwrap_or(self.device);
+            let (major, minor) = (libc::major(disk), libc::minor(disk));
             let kept = std::fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
             let read_ahead = kept.ok().and_then(|text| text.trim().parse::<u64>().ok());
             Paging {
-                in_memory: kind.ok().flatten().is_some_and(|kind| IN_MEMORY.contains(&kind)),
+                // Of a device it is that of the folder with its name, which is in memory.
+                in_memory: self.block.is_none() && kind.is_some_and(|kind| IN_MEMORY.contains(&kind.f_type)),
                 read_ahead: read_ahead.map_or(READ_AHEAD, |kib| kib << 10),
+                writable,
             }
         })
     }
@@ -205,21 +230,63 @@ impl Backing {
         });
     }
 
-    /// Has the page cache drop bytes that nobody has mapped; those that were stored are written first.
-    pub fn drop_cached(&self, offset: u64, len: u64, stored: bool) {
+    /// As [`Backing::with_file`], by a description that nobody else uses: the kernel tells each of them once
+    /// that writing back has failed, and what the daemon is told msync(2) and fsync(2) are to be told as well.
+    fn with_own<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let open = || {
+            let fd = self.descriptor()?;
+            let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+            Opened::path(&path, self.is_writable()).ok().map(|again| again.file)
+        };
+        match self.own.get_or_init(open) {
+            Some(own) => work(own),
+            None => self.with_file(work),
+        }
+    }
+
+    /// Has the page cache drop bytes that nobody has mapped; those that were `stored` are written first.
+    ///
+    /// # Errors
+    /// The errno of a failure to write any page of the file; then none is dropped. The kernel takes those
+    /// that it could not write for clean: see [`Backing::store_again`].
+    pub fn drop_cached(&self, offset: u64, len: u64, stored: bool) -> Result<(), i32> {
         const WRITE: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
             | libc::SYNC_FILE_RANGE_WRITE
             | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        let _ = self.with_file(|file| {
-            if stored {
-                // SAFETY: writes what is dirty; a failure leaves it so, and then it is not dropped.
-                unsafe {
-                    libc::sync_file_range(file.as_raw_fd(), offset.cast_signed(), len.cast_signed(), WRITE)
-                };
+        let (at, bytes) = (offset.cast_signed(), len.cast_signed());
+        let dropped = self.with_own(|file| {
+            // SAFETY: writes what is dirty, and changes no byte.
+            if stored && unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, WRITE) } != 0 {
+                return Ok(Err(super::errno()));
             }
             fadvise(file, offset, len, libc::POSIX_FADV_DONTNEED);
-            Ok(())
+            Ok(Ok(()))
         });
+        dropped.unwrap_or(Ok(())) // it cannot be opened: nothing was dropped
+    }
+
+    /// Makes all dirty that the page cache holds of some whole pages, as if each had been stored to just now:
+    /// it is written again, which what could not be written is not of itself. No byte changes.
+    ///
+    /// # Errors
+    /// As open(2), mmap(2) and madvise(2), for instance where the file system has become read-only.
+    pub fn store_again(&self, offset: u64, len: usize) -> io::Result<()> {
+        let failed = io::Error::from_raw_os_error;
+        self.with_own(|file| {
+            let (at, bytes, wait) =
+                (offset.cast_signed(), len.cast_signed() as i64, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
+            // SAFETY: waits for what is being written. Of failures until now nobody need be told again.
+            let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, wait) };
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let (flags, fd) = (libc::MAP_SHARED, file.as_raw_fd());
+            let request = Request { address: 0, len, prot, flags, fd, offset: at };
+            // SAFETY: addresses of the kernel's choice, for as long as this takes.
+            let range = unsafe { mmap::map(&request) }.map_err(failed)?;
+            let populated = mmap::resident(range).and_then(|pages| populate_for_writing(range, &pages));
+            // SAFETY: as above; nothing refers to it.
+            let unmapped = unsafe { mmap::unmap(range) };
+            populated.and(unmapped).map_err(failed)
+        })
     }
 
     /// Why the page at `offset` cannot be had, `for_writing` or for reading.
@@ -239,6 +306,21 @@ impl Backing {
         });
         found.unwrap_or_else(|error| Cause::Refused(error.raw_os_error().unwrap_or(libc::EIO)))
     }
+}
+
+/// Takes a write fault at each page that is in memory (MADV_POPULATE_WRITE, Linux 5.14).
+fn populate_for_writing(range: Range, pages: &[u8]) -> Result<(), i32> {
+    let (mut done, page) = (Ok(()), page_bytes());
+    let mut start = range.start;
+    for run in pages.chunk_by(|one, next| one == next) {
+        let part = Range { start, len: run.len() * page };
+        if run[0] != 0 {
+            // SAFETY: pages of the caller's; their content stays.
+            done = done.and(unsafe { mmap::advise(part, libc::MADV_POPULATE_WRITE) });
+        }
+        start = part.end();
+    }
+    done
 }
 
 /// Whether a file is open for reading and writing.
@@ -282,7 +364,7 @@ fn file_system_of(file: &File) -> Option<libc::statfs> {
 
 /// Bytes of a page of a file of hugetlbfs; `None` for any other file.
 pub fn huge_page_of(opened: &Opened) -> Option<usize> {
-    if opened.metadata.blksize() <= super::memory::page_bytes() as u64 {
+    if opened.metadata.blksize() <= page_bytes() as u64 {
         return None;
     }
     let found = file_system_of(&opened.file).filter(|found| found.f_type == HUGETLBFS_MAGIC);

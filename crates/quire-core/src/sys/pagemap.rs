@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
-use super::memory::Range;
+use super::memory::{Range, page_bytes};
 
 const PAGEMAP_SCAN: u64 = 0xc060_6610; // _IOWR('f', 16, struct pm_scan_arg)
 const PM_SCAN_WP_MATCHING: u64 = 1;
@@ -60,6 +61,23 @@ impl Pagemap {
     pub fn open() -> Result<Self, i32> {
         let file = File::open("/proc/self/pagemap");
         file.map(Pagemap).map_err(|error| error.raw_os_error().unwrap_or(libc::ENOENT))
+    }
+
+    /// Whether there is one here that can be scanned, which is found out once.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    pub fn probe() -> Result<(), String> {
+        static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return found.clone();
+        }
+        // This may be for want of descriptors, at this moment.
+        let map = Self::open().map_err(|errno| {
+            format!("/proc/self/pagemap cannot be opened ({})", super::errno_message(errno))
+        })?;
+        let any = Range { start: (&raw const FOUND).addr() / page_bytes() * page_bytes(), len: page_bytes() };
+        FOUND.get_or_init(|| map.present(any, &mut |_| ()).map_err(unknown)).clone()
     }
 
     /// Tells `found` of the runs of pages in `range` that were written since they were protected,
@@ -139,6 +157,12 @@ impl Pagemap {
         }
         Ok(())
     }
+}
+
+fn unknown(errno: i32) -> String {
+    let running = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let (running, said) = (running.trim(), super::errno_message(errno));
+    format!("the kernel ({running}) has no PAGEMAP_SCAN, which came with Linux 6.7 ({said})")
 }
 
 impl AsRawFd for Pagemap {

@@ -46,6 +46,7 @@ def examine() -> dict[str, Any]:
     return {
         "pmaps": _core.probe(),
         "exports_unwatched": _core.watch_exports(),
+        "kernel_unwatched": _core.kernel_unwatched(),
         "quire": quire.__version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
@@ -103,6 +104,7 @@ def _text(facts: dict[str, Any]) -> list[str]:
         ("vm.unprivileged_userfaultfd", facts["unprivileged_userfaultfd"] or "not there"),
         (str(DEVICE), facts["userfaultfd_device"]),
         ("seccomp", facts["seccomp"]),
+        ("pmap kernel", _kernel(facts["kernel_unwatched"])),
         ("system calls by quire", _exports(facts["exports_unwatched"])),
         ("shared memory", facts["shared_names"]),
     ]
@@ -114,6 +116,14 @@ def _text(facts: dict[str, Any]) -> list[str]:
     else:
         lines.append("The best pmap works here.")
     return lines
+
+
+def _kernel(reason: str | None) -> str:
+    """What there is of the pmap that is no rung of the ladder, as the operating system has it."""
+    means = "default of plain local files, and quire.map"
+    if reason is None:
+        return f"{means}; with budgets, and advice that follows what is touched"
+    return f"{means}; without budgets and advice of quire's, as {reason}"
 
 
 def _exports(reason: str | None) -> str:

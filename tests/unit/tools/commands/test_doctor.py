@@ -52,6 +52,16 @@ def test_who_serves_system_calls(monkeypatch, capsys):
         assert ("not here" in said) == (reason is not None)
 
 
+def test_what_the_pmap_kernel_can_do_here(monkeypatch, capsys):
+    for reason, word in ((None, "with budgets"), ("the kernel is old", "as the kernel is old")):
+        monkeypatch.setattr(_core, "kernel_unwatched", lambda reason=reason: reason)
+        main(["doctor"])
+        out = capsys.readouterr().out
+        said = next(line for line in out.splitlines() if line.startswith("pmap kernel"))
+        assert "plain local files" in said
+        assert word in said
+
+
 def test_remedies_of_what_is_better_than_the_default(monkeypatch, capsys):
     monkeypatch.setattr(_core, "probe", lambda: [REFUSED, WORKING])
     assert main(["doctor"]) == 0

@@ -72,6 +72,7 @@ impl Region {
             covered: Vec::new(),
             failure: None,
             holds: true,
+            was_writable: false,
             sealed: false,
             place: Place::Arena { leaving: false },
         })
