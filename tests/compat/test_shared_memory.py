@@ -13,11 +13,13 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import quire
+from quire.compat import shared_memory as module
 from quire.compat.shared_memory import ShareableList, SharedMemory
 from quire.testing import children
 from quire.testing.waiting import wait_until
@@ -448,3 +450,90 @@ def test_a_manager_says_nothing_of_leaks() -> None:
 
 if __name__ == "__main__":
     children.main()
+
+
+def test_a_name_that_is_used_again_while_it_is_unlinked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread makes a block of the name while the thread that unlinks it is not done."""
+    name = f"test-again-{os.getpid()}"
+    really, made = module._unlink_named, []
+
+    def unlink_and_make(key: str) -> None:
+        really(key)
+        made.append(SharedMemory(name, create=True, size=SIZE))
+
+    first = SharedMemory(name, create=True, size=SIZE)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_unlink_named", unlink_and_make)
+        first.unlink()
+    (second,) = made
+    second.buf[:2] = b"ok"
+    second.close()
+    again = SharedMemory(name)  # its maker holds it, and nobody has unlinked it
+    assert bytes(again.buf[:2]) == b"ok"
+    again.close()
+    again.unlink()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+    first.close()
+
+
+@pytest.mark.parametrize("first", ["maker", "other"])
+def test_a_block_that_is_attached_to_while_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Two threads map the same memory at once: whichever is first, it is held as its maker's."""
+    name = f"test-at-once-{first}-{os.getpid()}"
+    really, others = quire.shared, []
+
+    def shared(key: str, *arguments: Any, create: bool, **named: Any) -> quire.SharedMapping:
+        monkeypatch.setattr(quire, "shared", really)
+        if first == "maker":  # which came after the other had looked
+            others.append(SharedMemory(name, create=True, size=SIZE))
+            return really(key, *arguments, create=create, **named)
+        mapped = really(key, *arguments, create=create, **named)
+        others.append(SharedMemory(name))
+        return mapped
+
+    before = descriptors()
+    monkeypatch.setattr(quire, "shared", shared)
+    makes = first != "maker"
+    one = SharedMemory(name, create=makes, size=SIZE)
+    (other,) = others
+    assert one._mmap is other._mmap  # the same addresses
+    one.buf[:2] = b"ok"
+    one.close()
+    other.close()
+    again = SharedMemory(name)
+    assert bytes(again.buf[:2]) == b"ok"
+    again.unlink()
+    again.close()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+    assert descriptors() == before
+
+
+def test_a_block_that_is_unlinked_while_it_is_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block that was attached to does not take the place of the one that has its name now."""
+    name = f"test-replaced-{os.getpid()}"
+    really, made = quire.shared, [SharedMemory(name, create=True, size=SIZE)]
+
+    def shared(*arguments: Any, **named: Any) -> quire.SharedMapping:
+        monkeypatch.setattr(quire, "shared", really)
+        mapped = really(*arguments, **named)
+        made[0].unlink()
+        made.append(SharedMemory(name, create=True, size=SIZE))
+        return mapped
+
+    monkeypatch.setattr(module.BLOCKS, "use", lambda _: None)
+    monkeypatch.setattr(quire, "shared", shared)
+    old = SharedMemory(name)
+    monkeypatch.undo()
+    first, second = made
+    first.buf[:3], second.buf[:3] = b"old", b"new"
+    assert bytes(old.buf[:3]) == b"old"
+    second.close()
+    found = SharedMemory(name)
+    assert bytes(found.buf[:3]) == b"new"
+    found.unlink()
+    for block in (old, first, found):
+        block.close()

@@ -170,10 +170,24 @@ class Blocks:
         self.process = os.getpid()
 
     def enter(self, block: Block) -> Block:
-        """Adds one."""
+        """Adds one that was just mapped, and says which one its user has.
+
+        That is another if a thread that mapped the same memory was quicker: the one that is here
+        already; it counts as made here if either does.
+        """
         with self._lock:
-            self._known[block.name] = block
-        return block
+            if not block.named:
+                return block  # unlinked by now: the name may lead to another one
+            known = self._known.get(block.name)
+            if known is None or not known.named:
+                if known is not None:
+                    self._drop(known)
+                self._known[block.name] = block
+                return block
+            known.users += 1
+            known.made |= block.made
+        block.mapping.close()
+        return known
 
     def use(self, name: str) -> Block | None:
         """The one of the name, for one more user; None where the process has none."""
@@ -208,10 +222,10 @@ class Blocks:
                     self._drop(other)
 
     def unlinked(self, name: str) -> None:
-        """Lets go of the one of a name that leads there no more."""
+        """Lets go of the one that a name led to, unless the name leads to a new one by now."""
         with self._lock:
             block = self._known.get(name)
-            if block is not None:
+            if block is not None and not block.named:
                 self._drop(block)
 
     def abandon(self, block: Block) -> None:
