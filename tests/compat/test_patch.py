@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import mmap
+import os
+import signal
 import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ import quire.compat.mmap
 import quire.compat.shared_memory
 from quire.compat import patch
 
+MODULE = sys.modules[patch.__module__]  # whose name in the package is the function's
+HANG_S = 60
 ORIGINALS = {
     "mmap": mmap.mmap,
     "memmap": np.memmap,
@@ -140,6 +145,80 @@ def test_blocks_of_two_threads_overlap() -> None:
     assert current() == REPLACEMENTS
     leave.set()
     thread.join()
+    assert current() == ORIGINALS
+
+
+def exit_code_of_a_fork(work: Callable[[], bool]) -> int:
+    """0 where it is so in a child of a fork."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(HANG_S)
+        code = 1
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_fork_while_another_thread_enters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is in the middle of it: a fork waits, so that the child has all names, or none."""
+    inside, forking, forked = threading.Event(), threading.Event(), threading.Event()
+    replace = MODULE._replace
+
+    def slow(*arguments: Any) -> None:
+        inside.set()
+        forking.wait()
+        replace(*arguments)
+
+    def patched_in_child() -> bool:
+        with patch():
+            return current() == REPLACEMENTS
+
+    def other() -> None:
+        with patch():
+            forked.wait()
+
+    os.register_at_fork(before=forking.set)  # which is called before that of `patch`
+    monkeypatch.setattr(MODULE, "_replace", slow)
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    code = exit_code_of_a_fork(patched_in_child)
+    forked.set()
+    thread.join()
+    assert code == 0
+    assert current() == ORIGINALS
+
+
+def test_blocks_in_a_forked_child() -> None:
+    """Its own end; those of threads that it does not have do not."""
+
+    def as_before() -> bool:
+        with patch():
+            inside = current()
+        return (inside, current()) == (REPLACEMENTS, ORIGINALS)
+
+    def as_it_was() -> bool:
+        with patch():
+            pass
+        return current() == REPLACEMENTS
+
+    assert exit_code_of_a_fork(as_before) == 0
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with patch():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    code = exit_code_of_a_fork(as_it_was)
+    leave.set()
+    thread.join()
+    assert code == 0
     assert current() == ORIGINALS
 
 

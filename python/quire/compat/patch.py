@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,7 @@ class _Spot(NamedTuple):
     now: Any
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _depth = 0
 _spots: list[_Spot] = []
 
@@ -70,6 +71,9 @@ def patch() -> Iterator[None]:
     Threads: the names are those of the whole process, so other threads see the replacement too.
     Blocks may nest and overlap, in one thread or several: the last to end puts everything back,
     however it ends. What the program itself has bound to one of the names meanwhile stays.
+
+    Forks: a child begins as its parent was. Blocks of threads that it does not have never end in
+    it, so it stays patched where another thread was in a block.
 
     >>> import mmap
     >>> from quire.compat import patch
@@ -93,14 +97,17 @@ def patch_for_good() -> None:
 
 def _enter() -> None:
     global _depth
+    # Without the lock, which a fork waits for: a module may fork while it is imported.
+    found = [
+        (vars(importlib.import_module(home)), importlib.import_module(of), names)
+        for home, of, names in REPLACED
+    ]
+    spawn = vars(importlib.import_module(SPAWN))
     with _lock:
         if _depth == 0:
-            found = [
-                (vars(importlib.import_module(home)), importlib.import_module(of), names)
-                for home, of, names in REPLACED
-            ]
             try:
                 _replace(found)
+                _set(spawn, PREPARATION, _told_to_patch(spawn[PREPARATION]))
             except BaseException:
                 _restore()
                 raise
@@ -130,8 +137,6 @@ def _replace(found: list[tuple[dict[str, Any], ModuleType, tuple[str, ...]]]) ->
         for variable, value in list(variables.items()):
             if id(value) in pairs:
                 _set(variables, variable, pairs[id(value)][1])
-    spawn = vars(importlib.import_module(SPAWN))
-    _set(spawn, PREPARATION, _told_to_patch(spawn[PREPARATION]))
 
 
 def _set(names: dict[str, Any], name: str, value: Any) -> None:
@@ -144,6 +149,19 @@ def _restore() -> None:
         spot = _spots.pop()
         if spot.names.get(spot.name) is spot.now:
             spot.names[spot.name] = spot.before
+
+
+def _after_fork_in_child() -> None:
+    """A lock of its own; the names are as a whole call has left them."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(
+    before=lambda: _lock.acquire(),
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=_after_fork_in_child,
+)
 
 
 class _Patched:
