@@ -57,6 +57,22 @@ def test_it_is_as_numpys(path: Path, mode: str, offset: int, order: str) -> None
         assert type(ours.sum()) is type(theirs.sum())
 
 
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("size", [0, 5, 4096])
+def test_nothing_is_left_behind_the_offset(tmp_path: Path, mode: str, size: int) -> None:
+    shapes = []
+    for of in (np.memmap, memmap):
+        path = tmp_path / of.__module__
+        path.write_bytes(bytes(size))
+        try:
+            shapes.append(of(path, "u1", mode, offset=size).shape)
+        except ValueError as refused:  # an empty file that cannot be made longer
+            shapes.append(str(refused))
+        assert path.stat().st_size == (size or (1 if mode == "r+" else 0))
+    ours, theirs = shapes
+    assert ours == theirs == ((0,) if size or mode == "r+" else "cannot mmap an empty file")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -345,3 +346,51 @@ def test_subclasses_take_attributes_and_iterate_as_the_class() -> None:
     mine.note = 1  # type: ignore[attr-defined]
     assert list(mine) == [b"\0"] * 3
     assert repr(mine).startswith("<Mine closed=False")
+
+
+@pytest.mark.parametrize("module", [standard, mmap])
+def test_methods_of_a_subclass_are_not_called_by_others(module: Any, path: Path) -> None:
+    class Own(module.mmap):
+        exports = mapping = closed = property(lambda _: pytest.fail("not of the class itself"))
+
+        def tell(self) -> int:
+            raise AssertionError("not of the class itself")
+
+        __len__ = close = tell
+
+    with open(path, "r+b") as file:
+        m = Own(file.fileno(), 0)
+    assert m.size() == 3 * PAGE
+    m.resize(2 * PAGE)
+    with m:
+        assert f"closed=False, access=ACCESS_DEFAULT, length={2 * PAGE}, pos=0" in repr(m)
+    assert "closed=True" in repr(m)
+    for call in (m.size, lambda: m.resize(5), m.__enter__):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+
+
+def test_set_name_takes_text() -> None:
+    m = mmap.mmap(-1, 100)
+    for name in (5, b"name", None):
+        with pytest.raises(TypeError, match="must be str"):
+            m.set_name(name)
+    m.close()
+    with pytest.raises(ValueError, match="closed"):
+        m.set_name("name")
+
+
+LEAST = -(1 << 63)
+
+
+@pytest.mark.parametrize("module", [standard, mmap])
+def test_the_least_number_of_c(module: Any) -> None:
+    m = module.mmap(-1, 100, flags=mmap.MAP_PRIVATE)
+    with pytest.raises(ValueError, match="new size out of range"):
+        m.resize(LEAST)
+    with pytest.raises(OverflowError, match="too large"):
+        m.resize(LEAST - 1)
+    with pytest.raises(OverflowError, match="length must be positive"):
+        module.mmap(-1, LEAST)
+    with pytest.raises(OverflowError, match="offset must be positive"):
+        module.mmap(-1, 100, offset=LEAST)

@@ -448,10 +448,6 @@ def test_a_manager_says_nothing_of_leaks() -> None:
     assert children.run(with_manager).check().split() == ["45", str(SIZE), "gone"]
 
 
-if __name__ == "__main__":
-    children.main()
-
-
 def test_a_name_that_is_used_again_while_it_is_unlinked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread makes a block of the name while the thread that unlinks it is not done."""
     name = f"test-again-{os.getpid()}"
@@ -537,3 +533,7 @@ def test_a_block_that_is_unlinked_while_it_is_attached_to(monkeypatch: pytest.Mo
     found.unlink()
     for block in (old, first, found):
         block.close()
+
+
+if __name__ == "__main__":
+    children.main()

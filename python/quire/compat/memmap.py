@@ -52,8 +52,8 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
 
     Raises:
         ValueError: no such mode, no shape for "w+", a file that does not hold the array.
-        OSError: the file cannot be opened.
-        quire.Error: it cannot be mapped.
+        OSError: the file cannot be opened or mapped.
+        quire.Error: a URL, a store, or what is compressed cannot be opened.
 
     >>> import numpy
     >>> numpy.arange(6, dtype="f4").tofile("/tmp/quire-example.bin")
@@ -100,8 +100,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         else:
             count = -1 if lengths is None else math.prod(lengths)
             window = map_file(filename, mode, offset, count, element.itemsize)
-            if lengths is None:
-                lengths = (window.size_bytes // element.itemsize,)
+            lengths = window.shape if lengths is None else lengths
         self = super().__new__(cls, lengths, element, window.buffer, window.at, order=order)
         self._window, self.offset, self.mode = window, offset, mode
         self.filename = window.filename

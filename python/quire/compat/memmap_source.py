@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import quire
+from quire.compat.system_errors import as_system, require_addresses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +37,8 @@ class Window:
         mode: of the first array.
         filename: as of `numpy.memmap`.
         closed: whether `close` was called.
-        shape, dtype, order: of the array, where the source describes it.
+        shape: of the array; of a local file, its elements.
+        dtype, order: of the array, where the source describes it.
     """
 
     __slots__ = (
@@ -54,11 +58,6 @@ class Window:
         self.shape: tuple[int, ...] = ()
         self.dtype: np.dtype[Any] | None = None
         self.order: Any = "C"
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes from the first of the array on."""
-        return len(self.buffer) - self.at
 
     @property
     def address(self) -> int:
@@ -162,6 +161,10 @@ def map_file(filename: Any, mode: str, offset: int, count: int, itemsize: int) -
     """Maps the elements of a local file from ``offset`` on, made longer where it may be.
 
     ``count`` is -1 for all to its end.
+
+    Raises:
+        OSError: it cannot be opened, made longer or mapped.
+        OverflowError, ValueError: it does not hold so much.
     """
     if hasattr(filename, "read"):
         filename.seek(0, os.SEEK_END)
@@ -171,11 +174,15 @@ def map_file(filename: Any, mode: str, offset: int, count: int, itemsize: int) -
         descriptor = os.open(path, FLAGS[mode] | os.O_CLOEXEC, PERMISSIONS)
     try:
         if path is not None:
-            size = os.fstat(descriptor).st_size
-        wanted = _bytes_wanted(size, mode, offset, count, itemsize)
+            found = os.fstat(descriptor)
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            size = found.st_size
+        count, wanted = _extent(size, mode, offset, count, itemsize)
         if mode in ("r+", "w+") and size < offset + wanted:
             _lengthen(filename if path is None else None, descriptor, offset + wanted)
         name, filename = _names(filename, path)
+        require_addresses(wanted)
         mapping = quire.map(
             Opened(descriptor, name or f"descriptor {descriptor}"),
             max(wanted, 1),
@@ -183,16 +190,19 @@ def map_file(filename: Any, mode: str, offset: int, count: int, itemsize: int) -
             protection="r" if mode == "r" else "rw",
             offset=offset,
         )
+    except quire.Error as refused:
+        raise as_system(refused, filename) from refused
     finally:
         if path is not None:
             os.close(descriptor)
     window = Window(mapping, mode, offset)
     window.path, window.filename = name, filename
+    window.shape = (count,)
     return window
 
 
-def _bytes_wanted(length: int, mode: str, offset: int, count: int, itemsize: int) -> int:
-    """Bytes of the array."""
+def _extent(length: int, mode: str, offset: int, count: int, itemsize: int) -> tuple[int, int]:
+    """Elements of the array, and the bytes that the file must have for it from the offset on."""
     if offset < 0:
         raise ValueError(f"offset {offset} is negative: it counts from the start of the file")
     if count < 0:
@@ -204,7 +214,7 @@ def _bytes_wanted(length: int, mode: str, offset: int, count: int, itemsize: int
         count = left // itemsize
     wanted = count * itemsize
     if mode in ("r+", "w+"):
-        return max(wanted, 1 - offset)
+        return count, max(wanted, 1 - offset)
     if length == 0:
         raise ValueError("cannot mmap an empty file")
     if offset + wanted > length:
@@ -212,7 +222,7 @@ def _bytes_wanted(length: int, mode: str, offset: int, count: int, itemsize: int
             f"mmap length is greater than file size: the array ends at byte {offset + wanted}, the "
             f"file at {length}; it is truncated, or the shape is another"
         )
-    return wanted
+    return count, wanted
 
 
 def _lengthen(file: Any, descriptor: int, length: int) -> None:

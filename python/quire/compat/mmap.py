@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import quire
 from quire import MappedFile
+from quire.compat.system_errors import TOO_LARGE, as_system, require_addresses
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,9 +87,6 @@ OF_ACCESS = {
 }
 LETTERS = ("none", "r", "w", "rw", "x", "rx", "wx", "rwx")
 """What `quire.map` calls the PROT_ bits."""
-ADDRESSES = 1 << 56
-SSIZE_BITS = sys.maxsize.bit_length()
-TOO_LARGE = "Python int too large to convert to C ssize_t"
 C_INT_MAX = (1 << 31) - 1
 
 
@@ -159,7 +157,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         Raises:
             OSError: there is none, or its descriptor is not kept.
         """
-        self.tell()
+        super().tell()  # which raises if it is closed; a subclass may have its own
         return os.fstat(self._descriptor).st_size
 
     def resize(self, newsize: SupportsIndex, /) -> None:
@@ -172,10 +170,10 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             ValueError: its descriptor is not kept.
         """
         size = operator.index(newsize)
-        self.tell()
-        if size.bit_length() > SSIZE_BITS:
+        super().tell()
+        if not _is_ssize(size):
             raise OverflowError(TOO_LARGE)
-        if self.exports:
+        if super().exports:
             raise BufferError("mmap can't resize with extant pointers exported.")
         if not self._tracks:
             raise ValueError("mmap can't resize with trackfd=False.")
@@ -185,7 +183,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             raise ValueError("new size out of range")
         if size == 0:
             _refuse(errno.EINVAL, "a mapping has at least one byte: close it instead")
-        private = self.mapping.map_flags & MAP_TYPE == MAP_PRIVATE
+        private = super().mapping.map_flags & MAP_TYPE == MAP_PRIVATE
         has_file = self._descriptor != -1
         end = self._offset + size
         if has_file and private:
@@ -193,7 +191,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         try:
             super().resize(size)
         except quire.Error as refused:
-            _raise_as_system(refused)
+            raise as_system(refused) from refused
         if has_file and not private:
             os.ftruncate(self._descriptor, end)
 
@@ -202,18 +200,22 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
 
         Raises:
             OSError: the kernel refuses.
+            TypeError: the name is no text.
             ValueError: it is memory of a file, or the name is too long.
         """
-        self.tell()
-        if self._descriptor != -1 or not self.mapping.map_flags & MAP_ANONYMOUS:
+        if not isinstance(name, str):
+            raise TypeError(f"set_name() argument must be str, not {type(name).__name__}")
+        super().tell()
+        mapping = cast("quire.KernelMapping", super().mapping)
+        if self._descriptor != -1 or not mapping.map_flags & MAP_ANONYMOUS:
             raise ValueError("Cannot set annotation on non-anonymous mappings")
         shown = f"cpython:mmap:{name}"
         if len(shown.encode()) > 79:
             raise ValueError("name is too long")
         try:
-            cast("quire.KernelMapping", self.mapping).name(shown)
+            mapping.name(shown)
         except quire.Error as refused:
-            _raise_as_system(refused)
+            raise as_system(refused) from refused
 
     def close(self) -> None:
         """Unmaps; every later call raises `ValueError`.
@@ -225,7 +227,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        self.tell()
+        super().tell()
         return self
 
     def __exit__(
@@ -234,15 +236,15 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        mmap.close(self)  # not that of a subclass: as the standard class
 
     def __repr__(self) -> str:
         name = "mmap.mmap" if type(self) is mmap else type(self).__name__
-        if self.closed:
+        if super().closed:
             return f"<{name} closed=True>"
         return (
-            f"<{name} closed=False, access={ACCESS_NAMES[self._access]}, length={len(self)}, "
-            f"pos={self.tell()}, offset={self._offset}>"
+            f"<{name} closed=False, access={ACCESS_NAMES[self._access]}, "
+            f"length={super().__len__()}, pos={super().tell()}, offset={self._offset}>"
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -252,10 +254,14 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         )
 
 
+def _is_ssize(number: int) -> bool:
+    return -sys.maxsize - 1 <= number <= sys.maxsize
+
+
 def _check_numbers(ints: tuple[int, ...], sizes: tuple[int, int]) -> None:
     if not all(-C_INT_MAX - 1 <= number <= C_INT_MAX for number in ints):
         raise OverflowError("Python int too large to convert to C int")
-    if any(number.bit_length() > SSIZE_BITS for number in sizes):
+    if not all(_is_ssize(number) for number in sizes):
         raise OverflowError(TOO_LARGE)
     if sizes[0] < 0:
         raise OverflowError("memory mapped length must be positive")
@@ -304,8 +310,7 @@ def _length(fileno: int, length: int, offset: int) -> int:
 
 def _map(fileno: int, length: int, flags: int, prot: int, offset: int) -> quire.KernelMapping:
     anonymous = bool(flags & MAP_ANONYMOUS)
-    if length >= ADDRESSES:
-        _refuse(errno.ENOMEM, f"no address space has {length} bytes")
+    require_addresses(length)
     if flags & MAP_TYPE not in (1, 2, 3) or prot not in range(len(LETTERS)) or flags & MAP_FIXED:
         _refuse(errno.EINVAL, f"there is no mapping of flags {flags:#x} and prot {prot:#x}")
     try:
@@ -317,7 +322,7 @@ def _map(fileno: int, length: int, flags: int, prot: int, offset: int) -> quire.
             offset=0 if anonymous else offset,
         )
     except quire.Error as refused:
-        _raise_as_system(refused)
+        raise as_system(refused) from refused
 
 
 class _Named:
@@ -333,10 +338,3 @@ class _Named:
 
 def _refuse(number: int, message: str) -> NoReturn:
     raise OSError(number, message)
-
-
-def _raise_as_system(refused: quire.Error) -> NoReturn:
-    """Raises what the system has refused as the standard library does."""
-    if isinstance(refused, OSError) or refused.errno is None:
-        raise refused
-    raise OSError(refused.errno, refused.message) from refused

@@ -23,6 +23,7 @@ Private names that programs are known to replace or read (`_make_filename`, `_SH
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import secrets
 import struct
@@ -41,6 +42,7 @@ from quire.compat.shared_blocks import (
     PosixBlock,
     absent,
 )
+from quire.compat.system_errors import as_system, require_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +82,7 @@ class SharedMemory:
         FileExistsError: ``create``, and the name is held.
         FileNotFoundError: nobody holds the name, and there is no POSIX segment of it.
         ValueError: no size or no name where one is needed; a name with a NUL character.
+        OverflowError, TypeError: the size is no number of bytes.
         OSError: the name cannot be one, or the system refuses.
 
     >>> block = SharedMemory(create=True, size=5)
@@ -114,17 +117,17 @@ class SharedMemory:
         if name is not None and "\0" in name:
             raise ValueError("embedded null character")
         self._track = track
-        if name is None:
-            block, name = self._made(size), ""
-        else:
-            block = self._opened(name.lstrip("/"), size)
+        try:
+            block = self._made(size) if name is None else self._opened(name.lstrip("/"), size)
+        except quire.Error as refused:
+            raise as_system(refused, name) from refused
         self._block = block
         self._name = f"/{name or block.name}"
         self._size = block.mapping.size_bytes
         self._buf = memoryview(block.mapping)
 
     def _made(self, size: int) -> Block:
-        segment = quire.shared(None, size, permissions=self._mode & 0o666)
+        segment = quire.shared(None, _checked_size(size), permissions=self._mode & 0o666)
         name = _make_filename(segment).lstrip("/")
         if PLACE.fullmatch(name):
             return BLOCKS.enter(Block(name, segment, made=True))
@@ -152,6 +155,7 @@ class SharedMemory:
         return self._created(key, size)
 
     def _created(self, key: str, size: int) -> Block:
+        size = _checked_size(size)
         try:
             made = quire.shared(key, size, create=True, permissions=self._mode & 0o666)
         except (quire.SourceError, ValueError) as error:
@@ -420,6 +424,12 @@ def _encoded(item: Item) -> Any:
     return item.encode() if isinstance(item, str) else item
 
 
+def _checked_size(size: int) -> int:
+    number = int(operator.index(size))  # which True is one
+    require_addresses(number)
+    return number
+
+
 def _unlink_named(key: str) -> None:
     try:
         quire.unlink(key)
@@ -453,9 +463,9 @@ def _attached(key: str) -> Block:
     return PosixBlock(key, mapping, made=False)
 
 
-def _system_error(error: Exception, key: str) -> Exception:
+def _system_error(error: quire.Error | ValueError, key: str) -> Exception:
     """What shm_open(3) fails with, where quire says the same by an error of its own."""
-    if not isinstance(error, quire.SourceError):
-        number = errno.EINVAL if len(os.fsencode(key)) < NAME_BYTES_REFUSED else errno.ENAMETOOLONG
-        return OSError(number, str(error), key)
-    return error if error.errno is None else OSError(error.errno, error.message, key)
+    if isinstance(error, quire.Error):
+        return as_system(error, key)
+    number = errno.EINVAL if len(os.fsencode(key)) < NAME_BYTES_REFUSED else errno.ENAMETOOLONG
+    return OSError(number, str(error), key)
