@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import py_compile
 import signal
 import subprocess
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -306,6 +308,75 @@ def test_a_module_runs_patched(program: Path) -> None:
     done = run(program.parent, "-m", "program", "spawn")
     assert done.returncode == 5, done.stderr
     assert done.stdout.splitlines()[1] == f"spawn {CHILDREN}"
+
+
+SAYS_WHAT_IT_IS = """
+import atexit, os, pickle, sys, threading
+
+
+class Here:
+    pass
+
+
+def say(when):
+    print(when, type(pickle.loads(pickle.dumps(Here()))) is Here, "annotations" in globals())
+
+
+def after_the_end():
+    threading.main_thread().join()
+    say("in a thread")
+
+
+names = "__name__", "__file__", "__package__", "__spec__", "__cached__", "__doc__"
+shown = [str(globals()[name]).partition(" object at ")[0] for name in names]
+print(shown, sys.argv, sys.path[0], sys._getframe().f_code.co_filename)
+os.chdir("/")
+say("in the body")
+atexit.register(say, "at exit")
+threading.Thread(target=after_the_end).start()
+"""
+PROGRAMS = {
+    "a script": ("says.py",),
+    "a script in a folder": ("package/says.py",),
+    "a script by a path": ("./package/../says.py",),
+    "a module": ("-m", "package.says"),
+    "a package": ("-m", "package"),
+    "a folder": ("package",),
+    "a zip file": ("says.zip",),
+    "compiled": ("says.pyc",),
+    "standard input": ("-",),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_is_what_it_is_without(tmp_path: Path, program: tuple[str, ...]) -> None:
+    """To its end: threads and what `atexit` calls find its `__main__` still."""
+    package = tmp_path / "package"
+    package.mkdir()
+    for name in ("says.py", "package/says.py", "package/__main__.py", "package/__init__.py"):
+        (tmp_path / name).write_text("" if "init" in name else SAYS_WHAT_IT_IS)
+    with zipfile.ZipFile(tmp_path / "says.zip", "w") as archive:
+        archive.write(package / "__main__.py", "__main__.py")
+    py_compile.compile(str(tmp_path / "says.py"), str(tmp_path / "says.pyc"))
+    plain, ours = (
+        subprocess.run(
+            [sys.executable, *patched, *program, "argument"],
+            cwd=tmp_path,
+            input=SAYS_WHAT_IT_IS,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        for patched in ((), ("-m", "quire.compat"))
+    )
+    assert plain.stdout.count("True") == 3
+    assert (ours.stdout, ours.stderr, ours.returncode) == (plain.stdout, "", 0)
+
+
+def test_a_module_that_is_absent(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "absent")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No module named absent" in done.stderr
 
 
 def test_an_exception_of_the_program_is_its_own(tmp_path: Path) -> None:
