@@ -58,7 +58,7 @@ def test_what_no_address_space_has() -> None:
         assert caught.value.errno == errno.ENOMEM
 
 
-@pytest.mark.parametrize("name", [None, NAME])
+@pytest.mark.parametrize("name", [None, NAME], ids=["unnamed", "named"])
 @pytest.mark.parametrize("of", [standard_shared_memory.SharedMemory, SharedMemory])
 @pytest.mark.parametrize(
     ("size", "refusal"),
@@ -82,7 +82,7 @@ def test_sizes_of_a_block_that_cannot_be(
         assert caught.value.errno == errno.ENOMEM
 
 
-@pytest.mark.parametrize("name", [None, NAME])
+@pytest.mark.parametrize("name", [None, NAME], ids=["unnamed", "named"])
 def test_true_is_a_size(name: str | None) -> None:
     block = SharedMemory(name, create=True, size=True)
     assert block.size == 1
