@@ -160,16 +160,21 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
 
         Args:
             budget: bytes, an int or text such as "64 MiB".
-            cache: "keep": what goes stays in the page cache, where the kernel can take it at once;
-                a fast scan may exceed the budget for a moment. "drop": it leaves the page cache
+            cache: "keep": what goes stays in the page cache, where the kernel can take it at once.
+                The budget is exceeded by all that is touched until the next look, half a
+                millisecond later while pages come, and up to 32 after none did; of a file that is
+                cached already the kernel maps 16 pages at each touch, as fast as memory is, so
+                that there is no bound but the file's size. "drop": it leaves the page cache
                 too, dirty pages written back first, and no more is read ahead of a walk than the
-                budget has room for, so that the memory of the control group does not grow. Stores
-                to the holes of a sparse file may exceed it until they are written back, and so
-                may reading ahead that the program itself asks for by `advise`.
+                budget has room for, so that the memory of the control group does not grow; what
+                is cached now is dropped by this very call. What others read of the file meanwhile
+                and stores to the holes of a sparse file may exceed it until they are written
+                back, and so may reading ahead that the program itself asks for by `advise`.
 
         Raises:
-            ValueError: the mapping is private and writable, of no file, or of a file in memory
-                (tmpfs, memfd, hugetlbfs): its pages have no other home than memory.
+            ValueError: the mapping is private and is or was writable, of no file, or of a file in
+                memory (tmpfs, memfd, hugetlbfs): its pages have no other home than memory.
+            quire.PmapError: the kernel does not tell what is touched (before Linux 6.7).
         """
         require_cache(cache)
         size = NO_BUDGET if budget is None else parse_size(budget, name="budget")
@@ -185,7 +190,8 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
 
         Raises:
             quire.Error: the kernel refuses; the message says why.
-            ValueError: there is no such protection, or the bytes are not in the mapping.
+            ValueError: there is no such protection, or the bytes are not in the mapping; or it
+                would make a private mapping writable that has a budget.
         """
         bits = protection_bits(protection)
         self._call(lambda: self.mprotect(*checked_span(offset, length), bits), length, bits)

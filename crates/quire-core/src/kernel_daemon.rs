@@ -41,8 +41,12 @@ use walks::Walks;
 const LEAST_BYTES: u64 = 1 << 20;
 /// While it is not known how a range is walked, or a budget is all but used up.
 const TICK_LEAST: Duration = Duration::from_micros(500);
+/// While more is mapped than a budget allows.
+const TICK_OVER: Duration = Duration::from_micros(50);
 const TICK_BUSY: Duration = Duration::from_millis(2);
 const TICK_MOST: Duration = Duration::from_millis(256);
+/// The most while there is a budget: pages that are cached come by themselves, and ring no bell.
+const TICK_BOUNDED: Duration = Duration::from_millis(32);
 /// Ticks of the longest kind without anything to watch, after which the thread ends.
 const IDLE_TICKS: u32 = 8;
 /// Scattered touches in looks without a walk, for "random".
@@ -164,10 +168,13 @@ fn watch(pagemap: &Pagemap) {
         watched.retain(|id, _| looks.iter().any(|look| look.id == *id));
         time += 1;
         let pace = looks.iter().map(|look| watched.entry(look.id).or_default().look(look, pagemap, time));
-        tick = match pace.max().unwrap_or(Pace::Idle) {
+        let pace = pace.max().unwrap_or(Pace::Idle);
+        let bounded = looks.iter().any(|look| look.wishes.is_bounded());
+        tick = match pace {
+            Pace::Over => TICK_OVER,
             Pace::Pressing => TICK_LEAST,
             Pace::Busy => TICK_BUSY,
-            Pace::Idle => (tick * 2).min(TICK_MOST),
+            Pace::Idle => (tick * 2).min(if bounded { TICK_BOUNDED } else { TICK_MOST }),
         };
         idle = if looks.is_empty() && tick == TICK_MOST { idle + 1 } else { 0 };
         drop(looks); // no mapping's end waits for a tick
@@ -188,6 +195,8 @@ enum Pace {
     Busy,
     /// They were not what the advice expects, or there is a budget to keep.
     Pressing,
+    /// They were more than a budget allows.
+    Over,
 }
 
 /// What is known of one region.
@@ -225,10 +234,13 @@ impl Watch {
             self.advise(look, noted.walking, noted.scattered);
         }
         let bounded = look.wishes.is_bounded();
+        let mapped: u64 = runs.iter().map(|run| run.len as u64).sum();
+        let over = mapped > look.wishes.budget.load(Ordering::Relaxed);
         self.runs = if bounded { self.blocks.keep(look, runs, &mut self.walks, time) } else { runs };
         let settled = self.advice == before && (self.scattered >= SCATTERED || noted.walking);
         match fresh.is_empty() {
             true => Pace::Idle,
+            false if over => Pace::Over,
             false if bounded || !settled => Pace::Pressing,
             false => Pace::Busy,
         }
