@@ -155,10 +155,13 @@ fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
     let (last, times) = REPEAT.get();
     let times = if last == address { times + 1 } else { 1 };
     REPEAT.set((address, times));
-    let mended = {
-        let mut regions = SPACE.kernel_mut();
-        let own = kernel::arena::region_at(&mut regions, address);
-        own.map_or(Mended::No, |region| region.mend(signal, address, touch, times > REPEATED_KERNEL))
+    let fault = kernel::Fault { signal, address, touch, insists: times > REPEATED_KERNEL };
+    let mut answer = None;
+    let mended = loop {
+        match mend_kernel(fault, answer.take().as_ref()) {
+            Ok(mended) => break mended,
+            Err(question) => answer = Some(question.ask()),
+        }
     };
     match mended {
         // Not a page that cannot be had, but for instance code that cannot be executed.
@@ -170,6 +173,16 @@ fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
             true
         }
     }
+}
+
+fn mend_kernel(fault: kernel::Fault, answer: Option<&kernel::Answer>) -> Result<Mended, kernel::Question> {
+    let mut regions = SPACE.kernel_mut();
+    let Some(start) = kernel::arena::region_at(&mut regions, fault.address).map(|region| region.range.start)
+    else {
+        return Ok(Mended::No);
+    };
+    let gap = kernel::arena::gap_at(&regions, start, fault.address);
+    regions.get_mut(&start).map_or(Ok(Mended::No), |region| region.mend(fault, gap, answer))
 }
 
 fn resolve_here(entry: &Arc<MapEntry>, address: usize, touch: Touch, started_ns: u64) -> bool {

@@ -17,7 +17,7 @@ use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt::PageError;
 use crate::kernel_daemon;
 use crate::pmap::kernel::write_back::Stored;
-use crate::pmap::kernel::{self, Ask, Region, Wishes, arena};
+use crate::pmap::kernel::{self, Answer, Ask, Question, Region, Wishes, arena};
 use crate::runtime;
 use crate::space::SPACE;
 use crate::sys::backing::Opened;
@@ -36,6 +36,8 @@ thread_local! {
     static READY: Cell<bool> = const { Cell::new(false) };
 }
 const LOOK: Duration = Duration::from_millis(20);
+/// A copy is made anew so often where other threads meet bad pages meanwhile.
+const COPIES: u32 = 64;
 
 /// What can be mapped.
 pub enum Source<'a> {
@@ -252,11 +254,71 @@ impl KernelMapping {
 
     /// What is wrong now, with it or what is placed in it; what has healed is forgotten.
     pub fn failure(&self) -> Option<PageError> {
+        let mut answer: Option<Answer> = None;
+        loop {
+            match self.failure_now(answer.take().as_ref()) {
+                Ok(failure) => return failure,
+                Err(question) => answer = Some(question.ask()),
+            }
+        }
+    }
+
+    fn failure_now(&self, answer: Option<&Answer>) -> Result<Option<PageError>, Question> {
         let mut regions = SPACE.kernel_mut();
-        let start = self.start.load(Ordering::Acquire);
-        let end = start + regions.get(&start)?.reserved;
-        let within = &mut regions.range_mut(start..end);
-        within.find_map(|(_, region)| region.failure().or_else(|| region.unwritten()))
+        let start = self.start();
+        let Some(reserved) = regions.get(&start).map(|region| region.reserved) else { return Ok(None) };
+        for (_, region) in regions.range_mut(start..start + reserved) {
+            if let Some(failure) = region.failure(answer)?.or_else(|| region.unwritten()) {
+                return Ok(Some(failure));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies bytes of the mapping, or into it, that are not such as cover its pages for another thread.
+    fn copy(
+        &self,
+        offset: u64,
+        len: usize,
+        copy: impl Fn(usize) -> Result<(), u64>,
+    ) -> Result<(), StoreError> {
+        let used = self.in_use().map_err(|_| not_here(offset))?;
+        let start = used.address + offset as usize;
+        let range = Range { start, len };
+        for _ in 0..COPIES {
+            let errors = self.bare(range);
+            copy(start).map_err(|id| take_failure(id, offset))?;
+            if errors.is_some() && self.bare(range) == errors {
+                return Ok(());
+            }
+        }
+        let failure = self.look(Region::last_failure).flatten();
+        Err(failure.map_or_else(|| passing(offset), |failure| failure.error))
+    }
+
+    /// How many errors there have been, if no page of these bytes is covered: what was, for another thread,
+    /// comes back first, and whoever touches it is told.
+    fn bare(&self, range: Range) -> Option<u64> {
+        if !self.look(|region| region.is_arena())? {
+            let found =
+                self.look(|region| (region.is_covered(range), region.errors.load(Ordering::Relaxed)))?;
+            if !found.0 {
+                return Some(found.1);
+            }
+        }
+        let mut regions = SPACE.kernel_mut();
+        let end = self.start() + regions.get(&self.start())?.reserved;
+        let mut errors = 0;
+        for (_, region) in regions.range_mut(self.start()..end) {
+            if region.is_covered(range) {
+                region.uncover();
+            }
+            if region.is_covered(range) {
+                return None;
+            }
+            errors += region.errors.load(Ordering::Relaxed);
+        }
+        Some(errors)
     }
 
     /// Copies bytes of the mapping.
@@ -264,12 +326,9 @@ impl KernelMapping {
     /// # Errors
     /// Why a page could not be had.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), StoreError> {
-        let used = self.in_use().map_err(|_| not_here(offset))?;
+        let to = into.as_mut_ptr();
         // SAFETY: `into` is the caller's; the other side stays mapped while it is in use.
-        let copied = unsafe {
-            kernel::copy((used.address + offset as usize) as *const u8, into.as_mut_ptr(), into.len())
-        };
-        copied.map_err(|id| take_failure(id, offset))
+        self.copy(offset, into.len(), |at| unsafe { kernel::copy(at as *const u8, to, into.len()) })
     }
 
     /// Copies bytes into the mapping.
@@ -277,11 +336,10 @@ impl KernelMapping {
     /// # Errors
     /// Why a page could not be had.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let used = self.in_use().map_err(|_| not_here(offset))?;
         // SAFETY: as in `read`; where it may not be written, the fault says so.
-        let copied =
-            unsafe { kernel::copy(bytes.as_ptr(), (used.address + offset as usize) as *mut u8, bytes.len()) };
-        copied.map_err(|id| take_failure(id, offset))
+        self.copy(offset, bytes.len(), |at| unsafe {
+            kernel::copy(bytes.as_ptr(), at as *mut u8, bytes.len())
+        })
     }
 
     /// msync(2) of the pages around some bytes.
@@ -513,11 +571,14 @@ pub fn take_failure(id: u64, offset: u64) -> StoreError {
         region.delivered();
         failure
     });
-    let passed = "a page could not be had for a moment: try again";
     met.map_or_else(
-        || StoreError::new(FaultCode::Io, ByteOffset(offset), passed),
+        || passing(offset),
         |failure| StoreError { part: Some(failure.source.into()), ..failure.error },
     )
+}
+
+fn passing(offset: u64) -> StoreError {
+    StoreError::new(FaultCode::Io, ByteOffset(offset), "a page could not be had for a moment: try again")
 }
 
 fn wait_idle(users: &AtomicU32) {

@@ -7,31 +7,35 @@
 //!   page of the file that holds `offset`
 //! ```
 //!
-//! A page whose touch is a signal is *covered*: it is moved aside as it is, with mremap(2), and a page of
+//! A page whose touch is a signal is *covered* (`cover.rs`): it is moved aside as it is, with mremap(2), and
 //! filler takes its address, so that the instruction can go on to the exception. When the exception has
 //! been delivered the page is moved back (`uncover`), and the next touch meets whatever is true by then:
 //! a file that was extended again has healed.
 #![allow(unsafe_code)]
 
 pub mod arena;
+mod cover;
 mod mend;
 mod resize;
 pub mod write_back;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use crate::errors::{FaultCode, MapError};
-use crate::interrupt::{self, PageError};
+use crate::errors::MapError;
+use crate::interrupt;
 use crate::sys::backing::{Backing, Opened, huge_page_of};
-use crate::sys::memory::{self, Range, Touch, page_bytes};
+use crate::sys::memory::{self, Range, page_bytes};
 use crate::sys::mmap::{self, Request};
 
-pub use mend::{Mended, copy, tell, touch};
+pub use mend::{Answer, Fault, Mended, Question, copy, tell, touch};
 
 use arena::Place;
+use cover::Cover;
+use mend::Met;
 use write_back::Unwritten;
 
 const HOLD: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -122,16 +126,6 @@ impl Wishes {
     }
 }
 
-/// How a page is kept out of the way of an instruction that must go on.
-enum Cover {
-    /// It lies at another address, and filler in its place.
-    Moved(usize),
-    /// It has been made accessible; it was protected so.
-    Opened(i32),
-    /// Nothing was mapped there, as in the child of a fork after advice "dontfork".
-    Nothing,
-}
-
 /// A range that the kernel pages.
 pub struct Region {
     /// Unique in the process.
@@ -169,8 +163,9 @@ pub struct Region {
     /// Bytes from the start at which another object begins: shared memory of no file has the size that
     /// it was born with, and grows by further ones.
     joins: Vec<usize>,
-    covered: Vec<(usize, Cover)>,
-    failure: Option<(PageError, Touch)>,
+    /// By their first address.
+    covered: BTreeMap<usize, Cover>,
+    failure: Option<Met>,
     /// Addresses are held for growth.
     holds: bool,
     /// A part of it is or was writable.
@@ -253,7 +248,7 @@ impl Region {
             parts: Vec::new(),
             holes: Vec::new(),
             joins: Vec::new(),
-            covered: Vec::new(),
+            covered: BTreeMap::new(),
             failure: None,
             holds: held > len,
             was_writable: ask.prot & libc::PROT_WRITE != 0,
@@ -336,7 +331,6 @@ impl Region {
             self.parts.push((range, prot));
         }
         self.was_writable |= prot & libc::PROT_WRITE != 0;
-        self.failure = self.failure.take().filter(|(error, _)| error.error.code != FaultCode::Protection);
         Ok(())
     }
 
@@ -397,7 +391,7 @@ impl Region {
                 .filter_map(|join| join.checked_sub(cut))
                 .filter(|join| *join > 0)
                 .collect(),
-            covered: Vec::new(),
+            covered: BTreeMap::new(),
             failure: None,
             ..*self
         };
@@ -432,12 +426,7 @@ impl Region {
 
     /// Unmaps all of it. The caller has taken it out of the space.
     pub fn unmap(mut self) {
-        for (_, cover) in self.covered.drain(..) {
-            if let Cover::Moved(aside) = cover {
-                // SAFETY: the region's own page, which nothing refers to.
-                unsafe { memory::unmap(Range { start: aside, len: self.page }) }
-            }
-        }
+        self.drop_covers();
         let start = if self.flags & libc::MAP_GROWSDOWN != 0 {
             memory::start_of_entry(self.range.start).unwrap_or(self.range.start)
         } else {

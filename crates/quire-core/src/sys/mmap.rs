@@ -122,6 +122,20 @@ pub unsafe fn move_away(range: Range, to: usize) -> Result<(), i32> {
     }
 }
 
+/// Shows the first bytes of shared memory at `to` as well.
+///
+/// # Safety
+/// As of [`move_over`].
+///
+/// # Errors
+/// As [`move_over`].
+pub unsafe fn duplicate(range: Range, len: usize, to: usize) -> Result<(), i32> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the caller's (contract); an old size of 0 leaves the memory where it is too.
+    let at = unsafe { libc::mremap(range.start as *mut _, 0, len, flags, to) };
+    if at == libc::MAP_FAILED { Err(errno()) } else { Ok(()) }
+}
+
 /// mprotect(2).
 ///
 /// # Safety

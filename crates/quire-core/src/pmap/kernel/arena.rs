@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::cover::cut;
 use super::{HOLD, Region, Wishes, rounded, sys};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt;
@@ -69,7 +70,7 @@ impl Region {
             parts: Vec::new(),
             holes: Vec::new(),
             joins: Vec::new(),
-            covered: Vec::new(),
+            covered: BTreeMap::new(),
             failure: None,
             holds: true,
             was_writable: false,
@@ -113,6 +114,19 @@ pub fn region_at(regions: &mut Regions, address: usize) -> Option<&mut Region> {
     let (start, last) = regions.range(..=address).next_back()?;
     let start = if last.contains(address) { *start } else { last.home().unwrap_or(*start) };
     regions.get_mut(&start).filter(|region| region.contains(address))
+}
+
+/// Which addresses around one are of nobody but the region that it is of: all of its own, or what lies between
+/// the regions placed there.
+pub fn gap_at(regions: &Regions, region: usize, address: usize) -> Range {
+    let Some(around) = regions.get(&region) else { return Range { start: address, len: 0 } };
+    let whole = Range { start: around.range.start, len: around.reserved };
+    let below = regions.range(region + 1..=address.max(region + 1)).next_back();
+    let above = regions.range(address + 1..whole.end().max(address + 1)).next();
+    let placed = [below, above].into_iter().flatten().filter(|_| around.is_arena());
+    placed.fold(whole, |gap, (_, other)| {
+        cut(gap, Range { start: other.range.start, len: other.reserved }, address)
+    })
 }
 
 /// Moves a region that was mapped elsewhere, and nobody has seen, into the arena that begins at `arena`: its
@@ -188,12 +202,13 @@ fn target_of(arena: &Region, region: &Region, at: u64, reserve: u64) -> Result<(
     Ok((target, taken))
 }
 
-fn hold_free(range: Range) {
+/// Maps inaccessible memory where nothing is mapped.
+pub(super) fn hold_free(range: Range) -> bool {
     let flags = HOLD | libc::MAP_FIXED_NOREPLACE;
     let request =
         Request { address: range.start, len: range.len, prot: libc::PROT_NONE, flags, fd: -1, offset: 0 };
     // SAFETY: replaces nothing.
-    let _ = unsafe { mmap::map(&request) };
+    unsafe { mmap::map(&request) }.is_ok()
 }
 
 /// Takes a region out, and unmaps it if it is placed in an arena. What is returned is to be unmapped: itself,
@@ -217,20 +232,4 @@ pub fn take(regions: &mut Regions, start: usize) -> Option<Region> {
     let end = around.range.start + around.reserved;
     let empty = regions.range(arena + 1..end).next().is_none();
     if empty { regions.remove(&arena) } else { None }
-}
-
-impl Region {
-    /// Ends what covers any page of some bytes of an arena.
-    fn clear(&mut self, range: Range) {
-        self.uncover();
-        let (stuck, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.covered).into_iter().partition(|(page, _)| range.contains(*page));
-        self.covered = kept;
-        for (_, cover) in stuck {
-            if let super::Cover::Moved(aside) = cover {
-                // SAFETY: a reserved page that was moved aside, and nobody wants back.
-                unsafe { memory::unmap(Range { start: aside, len: self.page }) }
-            }
-        }
-    }
 }

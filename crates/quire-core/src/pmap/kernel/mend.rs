@@ -1,20 +1,19 @@
-//! Faults of a region that the kernel answers with a signal: what is behind one, what the page shows for
-//! as long as the exception takes, and how it comes back.
+//! Faults of a region that the kernel answers with a signal: what is behind one, and whether it still is.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Cover, Region};
+use super::Region;
+use super::cover::cut;
 use crate::counters::count;
 use crate::errors::{FaultCode, StoreError};
 use crate::interrupt::{self, PageError};
-use crate::sys::backing::Cause;
+use crate::sys::backing::{Backing, Cause};
 use crate::sys::memory::{self, Range, Touch};
 use crate::sys::mmap;
 use crate::units::ByteOffset;
-
-const FILLER: u8 = 0xFF;
 
 /// What has become of a fault.
 pub enum Mended {
@@ -26,73 +25,215 @@ pub enum Mended {
     Told(PageError),
 }
 
-impl Region {
-    /// Takes a fault at `address`, which is of this region; one that came time and again without a
-    /// reason (`insists`) is an I/O error.
-    pub fn mend(&mut self, signal: i32, address: usize, touch: Touch, insists: bool) -> Mended {
-        let page = (address - self.range.start) / self.page * self.page + self.range.start;
-        if self.covered.iter().any(|(covered, _)| *covered == page) {
-            // Another thread met it first; this one is told as well.
-            return self.failure.as_ref().map_or(Mended::Again, |(error, _)| Mended::Told(error.clone()));
-        }
-        let unknown = || {
-            let offset = ByteOffset(self.offset + (address - self.range.start) as u64);
-            self.error_of(Cause::Refused(libc::EIO), offset)
+/// A fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// SIGBUS or SIGSEGV.
+    pub signal: i32,
+    /// What was touched.
+    pub address: usize,
+    /// How.
+    pub touch: Touch,
+    /// It came time and again without a reason: an I/O error.
+    pub insists: bool,
+}
+
+/// The last error of a region.
+pub struct Met {
+    error: PageError,
+    fault: Fault,
+}
+
+/// What a file is asked about a page, and those around it. Asked without any lock: a disk or a server that
+/// hangs stops who touches it, and nobody else.
+pub struct Question {
+    region: u64,
+    page: usize,
+    around: Range,
+    most: usize,
+    backing: Arc<Backing>,
+    /// Byte of the file at address 0 of an imagined mapping of all of it.
+    origin: u64,
+    bytes: usize,
+    writes: bool,
+}
+
+/// What the file said.
+pub struct Answer {
+    region: u64,
+    page: usize,
+    origin: u64,
+    cause: Cause,
+    run: Range,
+}
+
+impl Question {
+    fn cause(&self, page: usize) -> Cause {
+        self.backing.cause(self.origin.wrapping_add(page as u64), self.bytes as u64, self.writes)
+    }
+
+    /// Asks the file.
+    pub fn ask(self) -> Answer {
+        let cause = self.cause(self.page);
+        let run = match cause {
+            Cause::Gone => Range { start: self.page, len: self.bytes },
+            Cause::Truncated(len) if self.backing.is_regular() => {
+                let end = len.next_multiple_of(self.bytes as u64).wrapping_sub(self.origin) as usize;
+                let first = end.clamp(self.around.start, self.page);
+                let beyond = Range { start: first, len: self.around.end() - first };
+                spread(self.page, self.bytes, beyond, self.most, |_| true)
+            }
+            _ => {
+                spread(self.page, self.bytes, self.around, self.most, |page| self.cause(page) != Cause::Gone)
+            }
         };
-        let reason = self.judge(signal, address, page, touch);
-        let Some(error) = reason.or_else(|| insists.then(unknown).flatten()) else { return Mended::Again };
-        let refused = error.code == FaultCode::Protection && !self.allows(address, touch);
-        let covered = if refused && self.is_private() { self.open(page) } else { self.cover(page) };
-        if !covered {
-            return Mended::No;
+        Answer { region: self.region, page: self.page, origin: self.origin, cause, run }
+    }
+}
+
+/// The run of up to so many pages around one of which `bad` holds: what follows it, then what lies before.
+fn spread(page: usize, bytes: usize, around: Range, most: usize, bad: impl Fn(usize) -> bool) -> Range {
+    let (mut start, mut end) = (page, page + bytes);
+    let full = |start: usize, end: usize| (end - start) / bytes >= most;
+    while end < around.end() && !full(start, end) && bad(end) {
+        end += bytes;
+    }
+    while start > around.start && !full(start, end) && bad(start - bytes) {
+        start -= bytes;
+    }
+    Range { start, len: end - start }
+}
+
+/// Why a page cannot be touched, and which pages around it cannot either.
+struct Reason {
+    error: StoreError,
+    run: Range,
+}
+
+impl Region {
+    /// Takes a fault, which is of this region; where it is an arena's, `gap` is what lies between the regions
+    /// that are placed there. The file's `answer` is needed where it must be asked.
+    ///
+    /// # Errors
+    /// What to ask the file.
+    pub fn mend(&mut self, fault: Fault, gap: Range, answer: Option<&Answer>) -> Result<Mended, Question> {
+        let page = self.page_of(fault.address);
+        if self.is_covered(Range { start: page, len: self.page }) {
+            // Another thread met it first; this one is told as well.
+            return Ok(self.failure.as_ref().map_or(Mended::Again, |met| Mended::Told(met.error.clone())));
+        }
+        let around = self.around_page(page, gap);
+        let unknown = || {
+            let error = self.error_of(Cause::Refused(libc::EIO), self.offset_of(fault.address))?;
+            Some(Reason { error, run: Range { start: page, len: self.page } })
+        };
+        let reason = self.judge(fault, around, self.run_pages(), answer)?;
+        let Some(reason) = reason.or_else(|| fault.insists.then(unknown).flatten()) else {
+            return Ok(Mended::Again);
+        };
+        if !self.cover(page, reason.run) {
+            return Ok(Mended::No);
         }
         count(&self.errors);
-        let index = (page - self.range.start) / self.page;
-        let error =
-            PageError { error, source: self.source.as_ref().into(), page: index as u64, mapping: self.id };
-        self.failure = Some((error.clone(), touch));
-        Mended::Told(error)
+        let error = PageError {
+            error: reason.error,
+            source: self.source.as_ref().into(),
+            page: ((page - self.range.start) / self.page) as u64,
+            mapping: self.id,
+        };
+        self.failure = Some(Met { error: error.clone(), fault });
+        Ok(Mended::Told(error))
+    }
+
+    fn page_of(&self, address: usize) -> usize {
+        (address - self.range.start) / self.page * self.page + self.range.start
+    }
+
+    fn offset_of(&self, address: usize) -> ByteOffset {
+        ByteOffset(self.offset + (address - self.range.start) as u64)
+    }
+
+    /// The pages around one that are like it, but for what the file says: under the same protection, of the
+    /// same hole, or of none.
+    fn around_page(&self, page: usize, gap: Range) -> Range {
+        let beyond = Range { start: self.range.end(), len: self.reserved - self.range.len };
+        let whole = if self.is_arena() { gap } else { cut(gap, beyond, page) };
+        let edges = self.holes.iter().chain(self.parts.iter().map(|(part, _)| part));
+        let alike = edges.fold(whole, |around, other| cut(around, *other, page));
+        self.between_covers(alike, page)
     }
 
     /// Why the page cannot be touched so; `None` when it can by now.
-    fn judge(&self, signal: i32, address: usize, page: usize, touch: Touch) -> Option<StoreError> {
-        let offset = ByteOffset(self.offset + (address - self.range.start) as u64);
-        let error = |code, message: &str| Some(StoreError::new(code, offset, message));
+    fn judge(
+        &self,
+        fault: Fault,
+        around: Range,
+        most: usize,
+        answer: Option<&Answer>,
+    ) -> Result<Option<Reason>, Question> {
+        let Fault { signal, address, touch, .. } = fault;
+        let (page, offset) = (self.page_of(address), self.offset_of(address));
+        let reason = |error, bad: &dyn Fn(usize) -> bool| {
+            Ok(Some(Reason { error, run: spread(page, self.page, around, most, bad) }))
+        };
+        let closed = |message: &str| StoreError::new(FaultCode::Closed, offset, message);
         if self.is_arena() {
-            return Some(self.nothing_placed(address));
+            return reason(self.nothing_placed(address), &|_| true);
         }
         if address - self.range.start >= self.range.len {
-            return error(
-                FaultCode::Closed,
-                "a touch beyond the mapping, of addresses held for its growth: resize it",
-            );
+            let message = "a touch beyond the mapping, of addresses held for its growth: resize it";
+            return reason(closed(message), &|_| true);
         }
         if self.holes.iter().any(|hole| hole.contains(address)) {
-            return error(FaultCode::Closed, "a touch of a part of the mapping that was unmapped");
+            return reason(closed("a touch of a part of the mapping that was unmapped"), &|_| true);
         }
         if memory::is_present(page).is_none() {
-            return error(
-                FaultCode::Closed,
-                "a touch of a mapping that the child of a fork has not inherited",
-            );
+            let message = "a touch of a mapping that the child of a fork has not inherited";
+            return reason(closed(message), &|page| memory::is_present(page).is_none());
         }
+        let unreadable = |page: usize| mmap::peek(page, &mut [0]) == 0;
         if signal == libc::SIGSEGV {
-            let message = match (self.allows(address, touch), touch) {
+            let refused = |message: &str| StoreError::new(FaultCode::Protection, offset, message);
+            return match (self.allows(address, touch), touch) {
                 // Made ready meanwhile, or covered by another thread just now.
-                (true, _) if mmap::peek(address, &mut [0]) == 1 => return None,
-                (true, _) => "a touch of a guard page; see advise(\"guard_remove\")",
-                (false, Touch::Read) => "a read of memory whose protection allows none; see protect()",
-                (false, _) => "a write to memory that is protected as read-only; see protect()",
+                (true, _) if mmap::peek(address, &mut [0]) == 1 => Ok(None),
+                (true, _) => {
+                    let message = "a touch of a guard page; see advise(\"guard_remove\")";
+                    reason(refused(message), &unreadable)
+                }
+                (false, Touch::Read) => {
+                    reason(refused("a read of memory whose protection allows none; see protect()"), &|_| true)
+                }
+                (false, _) => reason(
+                    refused("a write to memory that is protected as read-only; see protect()"),
+                    &|_| true,
+                ),
             };
-            return error(FaultCode::Protection, message);
         }
-        let at = self.offset + (page - self.range.start) as u64;
-        let writes = touch != Touch::Read && !self.is_private();
-        let cause = match &self.backing {
-            Some(backing) => backing.cause(at, self.page as u64, writes),
-            None => Cause::Refused(libc::ENOMEM), // huge pages, or memory that has gone bad
+        let Some(backing) = &self.backing else {
+            // Huge pages, or memory that has gone bad.
+            let error = self.error_of(Cause::Refused(libc::ENOMEM), offset);
+            let run = || spread(page, self.page, around, most, unreadable);
+            return Ok(error.map(|error| Reason { error, run: run() }));
         };
-        self.error_of(cause, offset)
+        let origin = self.offset.wrapping_sub(self.range.start as u64);
+        let fits = |said: &&Answer| (said.region, said.page, said.origin) == (self.id, page, origin);
+        match answer.filter(fits) {
+            Some(said) => {
+                let run = cut(said.run, around, page); // which may have changed meanwhile
+                Ok(self.error_of(said.cause, offset).map(|error| Reason { error, run }))
+            }
+            None => Err(Question {
+                region: self.id,
+                page,
+                around,
+                most,
+                backing: Arc::clone(backing),
+                origin,
+                bytes: self.page,
+                writes: touch != Touch::Read && !self.is_private(),
+            }),
+        }
     }
 
     /// Whether the protection allows a touch.
@@ -130,103 +271,46 @@ impl Region {
         Some(StoreError { code, offset, errno, message, part: None })
     }
 
-    /// Puts filler, or what can still be read of it, in place of a page; false when that is refused.
-    fn cover(&mut self, page: usize) -> bool {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let Ok(filler) = memory::reserve_aligned(self.page, self.page, access) else { return false };
-        // SAFETY: fresh memory of this function's, read-write, of that length.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(filler.start as *mut u8, filler.len) };
-        let got = mmap::peek(page, bytes);
-        bytes[got..].fill(FILLER);
-        let aside = self.move_aside(page);
-        // SAFETY: memory of this function's goes to a page of the region, which was moved aside.
-        let covered = aside.is_some() && unsafe { mmap::move_over(filler, page) }.is_ok();
-        match aside {
-            Some(cover) if covered => self.covered.push((page, cover)),
-            Some(cover) => _ = self.put_back(page, &cover),
-            None => {}
-        }
-        if !covered {
-            // SAFETY: nothing refers to it.
-            unsafe { memory::unmap(filler) }
-        }
-        covered
-    }
-
-    /// Moves a page out of the way, if anything is mapped there.
-    fn move_aside(&self, page: usize) -> Option<Cover> {
-        let range = Range { start: page, len: self.page };
-        if memory::is_present(page).is_none() {
-            return Some(Cover::Nothing);
-        }
-        let aside = memory::reserve_aligned(self.page, self.page, libc::PROT_NONE).ok()?;
-        // SAFETY: fresh memory of this function's is replaced by a page of the region.
-        if unsafe { mmap::move_away(range, aside.start) }.is_err() {
-            // SAFETY: nothing refers to it.
-            unsafe { memory::unmap(aside) };
-            return None;
-        }
-        Some(Cover::Moved(aside.start))
-    }
-
-    fn put_back(&self, page: usize, cover: &Cover) -> bool {
-        let range = Range { start: page, len: self.page };
-        // SAFETY: the region's own page, and its own place, which filler has taken.
-        unsafe {
-            match *cover {
-                Cover::Moved(aside) => mmap::move_over(Range { start: aside, len: self.page }, page).is_ok(),
-                Cover::Opened(prot) => mmap::protect(range, prot).is_ok(),
-                Cover::Nothing => mmap::unmap(range).is_ok(),
-            }
-        }
-    }
-
-    /// Lets an access to a private page happen: nobody else sees it.
-    fn open(&mut self, page: usize) -> bool {
-        let range = Range { start: page, len: self.page };
-        let before = self.prot_of(page);
-        // SAFETY: a page of the region; what is stored there stays in this mapping.
-        let opened = unsafe { mmap::protect(range, before | libc::PROT_READ | libc::PROT_WRITE) };
-        if opened.is_ok() {
-            self.covered.push((page, Cover::Opened(before)));
-        }
-        opened.is_ok()
-    }
-
-    /// Puts back every page that was covered; one that cannot be (no map entry is left) the next time.
-    pub fn uncover(&mut self) {
-        let covered = std::mem::take(&mut self.covered);
-        self.covered = covered.into_iter().filter(|(page, cover)| !self.put_back(*page, cover)).collect();
-    }
-
     /// The error has reached its thread.
     pub fn delivered(&mut self) {
         self.uncover();
-        if self.is_arena() {
-            self.failure = None; // something may be placed there by now
-        } else if self.backing.is_none() {
-            self.failure = self.failure.take().filter(|(error, _)| error.error.code != FaultCode::Io);
+        // What the program took away itself, or has placed something at by now, is no failure of the mapping;
+        // nor is memory that the kernel had none of.
+        let passes = |code| code == FaultCode::Closed || (code == FaultCode::Io && self.backing.is_none());
+        if self.failure.as_ref().is_some_and(|met| passes(met.error.error.code)) {
+            self.failure = None;
         }
     }
 
     /// The last error that was met.
     pub fn last_failure(&self) -> Option<PageError> {
-        self.failure.as_ref().map(|(error, _)| error.clone())
+        self.failure.as_ref().map(|met| met.error.clone())
     }
 
     /// What is wrong now; what has healed is forgotten.
-    pub fn failure(&mut self) -> Option<PageError> {
-        let (error, touch) = self.failure.as_ref()?;
-        let disk = matches!(error.error.code, FaultCode::Truncated | FaultCode::Io);
-        if disk && let Some(backing) = &self.backing {
-            let page = error.error.offset.0 / self.page as u64 * self.page as u64;
-            let writes = *touch != Touch::Read && !self.is_private();
-            if backing.cause(page, self.page as u64, writes) == Cause::Gone {
-                self.uncover();
-                self.failure = None;
-            }
+    ///
+    /// # Errors
+    /// What to ask the file first.
+    pub fn failure(&mut self, answer: Option<&Answer>) -> Result<Option<PageError>, Question> {
+        let Some(fault) = self.failure.as_ref().map(|met| met.fault) else { return Ok(None) };
+        if self.is_arena() {
+            return Ok(self.last_failure());
         }
-        self.last_failure()
+        if !self.contains(fault.address) {
+            self.failure = None; // it was moved, or cut off
+            return Ok(None);
+        }
+        let page = self.page_of(fault.address);
+        if fault.signal == libc::SIGSEGV {
+            self.uncover(); // filler would look as if it had healed
+        }
+        let alone = Range { start: page, len: self.page };
+        let holds = !self.is_covered(alone) || fault.signal == libc::SIGBUS;
+        if holds && self.judge(fault, alone, 1, answer)?.is_none() {
+            self.uncover();
+            self.failure = None;
+        }
+        Ok(self.last_failure())
     }
 }
 
