@@ -394,3 +394,74 @@ def test_the_least_number_of_c(module: Any) -> None:
         module.mmap(-1, LEAST)
     with pytest.raises(OverflowError, match="offset must be positive"):
         module.mmap(-1, 100, offset=LEAST)
+
+
+@pytest.mark.parametrize("module", [standard, mmap])
+@pytest.mark.parametrize("kind", [mmap.MAP_SHARED, mmap.MAP_PRIVATE])
+def test_anonymous_memory_with_a_descriptor(module: Any, kind: int, path: Path) -> None:
+    """It has nothing of the file but its size, which `resize` changes."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with open(path, "r+b") as file:
+        m = module.mmap(file.fileno(), 0, flags=kind | mmap.MAP_ANON)
+    assert (len(m), m.size(), m[:5]) == (3 * PAGE, 3 * PAGE, bytes(5))
+    with open(path, "r+b") as file:
+        file.truncate(PAGE)
+    assert m.size() == PAGE
+    m.resize(2 * PAGE)
+    assert (len(m), m.size(), path.stat().st_size) == (2 * PAGE, 2 * PAGE, 2 * PAGE)
+    m.close()
+    with pytest.raises(ValueError, match="closed"):
+        m.size()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("offset", [0, 54, PAGE + 1])
+def test_advice_from_the_start_at_any_offset(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        m = mmap.mmap(file.fileno(), 0, offset=offset)
+        private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, offset=offset)
+    content = path.read_bytes()
+    for advice in (mmap.MADV_WILLNEED, mmap.MADV_RANDOM, mmap.MADV_NORMAL, mmap.MADV_DONTFORK):
+        m.madvise(advice)
+        m.madvise(advice, 0, 1)
+        m.madvise(advice, 0, 0)
+        m.madvise(advice, PAGE - offset % PAGE)
+    private[0] ^= 255
+    private.madvise(mmap.MADV_DONTNEED, 0, 0)
+    assert private[0] == content[offset] ^ 255
+    private.madvise(mmap.MADV_DONTNEED, 0, 1)
+    assert private[0] == content[offset]
+    with pytest.raises(OSError, match="Invalid") as caught:
+        m.madvise(mmap.MADV_WILLNEED, 1)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_bytes_before_an_offset_are_not_removed() -> None:
+    """To remove a page takes away the bytes of the file before the first that is mapped, too."""
+    memory = os.memfd_create("removed")
+    try:
+        os.write(memory, b"x" * 3 * PAGE)
+        m = mmap.mmap(memory, 0, offset=54)
+        with pytest.raises(OSError, match="Invalid"):
+            m.madvise(mmap.MADV_REMOVE)
+        assert os.pread(memory, PAGE, 0) == b"x" * PAGE
+        m.madvise(mmap.MADV_REMOVE, PAGE - 54)
+        assert os.pread(memory, 3 * PAGE, 0) == b"x" * PAGE + bytes(2 * PAGE)
+    finally:
+        os.close(memory)
+
+
+@pytest.mark.parametrize("flags", [5, 7, 8, -30])
+def test_flags_that_no_flush_has(m: mmap.mmap, flags: int) -> None:
+    with pytest.raises(OSError, match="Invalid argument: there is no flush of flags") as caught:
+        m.flush(flags=flags)
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.EINVAL)
+
+
+def test_a_flush_of_locked_pages(path: Path) -> None:
+    with open(path, "r+b") as file:
+        m = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED | mmap.MAP_LOCKED)
+    m.flush()
+    with pytest.raises(OSError, match="flush without it") as caught:
+        m.flush(flags=mmap.MS_SYNC | mmap.MS_INVALIDATE)
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.EBUSY)

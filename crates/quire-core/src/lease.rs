@@ -98,12 +98,19 @@ pub fn make(path: &Path, user: u32, me: Holder, memory: &File) -> Option<(File, 
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600).custom_flags(flags);
     let record = options.open(path).ok()?;
-    if !matches!(record_lock::set(&record, libc::F_WRLCK, offset_of(0), SLOT_BYTES as u64), Ok(true)) {
-        return None;
+    match record_lock::set(&record, libc::F_WRLCK, offset_of(0), SLOT_BYTES as u64) {
+        Ok(true) if write_first(&record, user, me, memory, identity) => return Some((record, identity)),
+        Ok(false) => return None, // another uses it, or takes it away
+        Ok(true) | Err(_) => {}
     }
-    let found = record.metadata().ok()?;
-    if found.uid() != user || found.nlink() == 0 {
-        return None;
+    let _ = take_away(&record, path); // nothing is to be left of it; the next to make one tries again
+    None
+}
+
+/// Writes a new record with its first slot, which is locked; false where it cannot be, or has no name.
+fn write_first(record: &File, user: u32, me: Holder, memory: &File, identity: Identity) -> bool {
+    if !record.metadata().is_ok_and(|found| found.uid() == user && found.nlink() > 0) {
+        return false;
     }
     let mut said = [0; HEADER_BYTES + SLOT_BYTES];
     said[..8].copy_from_slice(MAGIC);
@@ -111,11 +118,7 @@ pub fn make(path: &Path, user: u32, me: Holder, memory: &File) -> Option<(File, 
         said[at..at + 8].copy_from_slice(&word.to_ne_bytes());
     }
     said[HEADER_BYTES..].copy_from_slice(&slot_of(me, memory.as_raw_fd()));
-    if record.write_all_at(&said, 0).is_err() {
-        let _ = leave(&record, 0, path); // no room: nothing is to be left of it
-        return None;
-    }
-    Some((record, identity))
+    record.write_all_at(&said, 0).is_ok()
 }
 
 /// Says in a slot by which descriptor of the process others can open the memory.
@@ -141,6 +144,11 @@ fn slot_of(me: Holder, descriptor: i32) -> [u8; SLOT_BYTES] {
 pub fn leave(record: &File, slot: u64, path: &Path) -> io::Result<()> {
     record.write_all_at(&[0; SLOT_BYTES], offset_of(slot))?;
     record_lock::set(record, libc::F_UNLCK, offset_of(slot), SLOT_BYTES as u64)?;
+    take_away(record, path)
+}
+
+/// Removes a record in which nobody else has a slot, if it has its name still.
+fn take_away(record: &File, path: &Path) -> io::Result<()> {
     if record_lock::set(record, libc::F_WRLCK, 0, 0)? && record.metadata()?.nlink() > 0 {
         std::fs::remove_file(path)?;
     }
@@ -223,5 +231,6 @@ mod tests {
         let memory = File::create_new(folder.path().join("memory")).unwrap();
         let path = folder.path().join("name.y");
         assert!(make(&path, user() + 1, me(), &memory).is_none());
+        assert!(!path.exists(), "nothing is left of what could not be made");
     }
 }

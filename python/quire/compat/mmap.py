@@ -25,6 +25,7 @@ from quire import MappedFile
 from quire.compat.system_errors import TOO_LARGE, as_system, require_addresses
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self, SupportsIndex
 
@@ -114,9 +115,10 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
     (b'world', -1, 104)
     """
 
-    __slots__ = ("_access", "_descriptor", "_offset", "_tracks")
+    __slots__ = ("_access", "_aside", "_descriptor", "_offset", "_tracks")
 
     _access: int
+    _aside: _Aside | None
     _descriptor: int
     _offset: int
     _tracks: bool
@@ -142,13 +144,15 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         length = _length(fileno, length, offset)
         if fileno == -1:
             flags |= MAP_ANONYMOUS
-        mapping = _map(fileno, length, flags, prot, offset)
+        anonymous = bool(flags & MAP_ANONYMOUS)
+        mapping = _map(None if anonymous else fileno, length, flags, prot, offset)
         self = super().__new__(cls, mapping)
         self._access, self._offset = access, offset
         self._tracks = trackfd
         if not trackfd:
             mapping.drop_descriptor()
-        self._descriptor = mapping.descriptor
+        self._aside = _Aside(fileno) if trackfd and fileno != -1 and anonymous else None
+        self._descriptor = mapping.descriptor if self._aside is None else self._aside.descriptor
         return self
 
     def size(self) -> int:
@@ -224,7 +228,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             BufferError: views are alive.
         """
         super().close()
-        self._descriptor = -1
+        self._descriptor, self._aside = -1, None
 
     def __enter__(self) -> Self:
         super().tell()
@@ -308,18 +312,20 @@ def _length(fileno: int, length: int, offset: int) -> int:
     return length
 
 
-def _map(fileno: int, length: int, flags: int, prot: int, offset: int) -> quire.KernelMapping:
-    anonymous = bool(flags & MAP_ANONYMOUS)
+def _map(
+    fileno: int | None, length: int, flags: int, prot: int, offset: int
+) -> quire.KernelMapping:
     require_addresses(length)
-    if flags & MAP_TYPE not in (1, 2, 3) or prot not in range(len(LETTERS)) or flags & MAP_FIXED:
+    kind_known = flags >= 0 and flags & MAP_TYPE in (1, 2, 3)
+    if not kind_known or prot not in range(len(LETTERS)) or flags & MAP_FIXED:
         _refuse(errno.EINVAL, f"there is no mapping of flags {flags:#x} and prot {prot:#x}")
     try:
         return quire.map(
-            None if anonymous else _Named(fileno),
+            None if fileno is None else _Named(fileno),
             length,
             flags=flags & ~(NOTHING_DONE | MAP_ANONYMOUS),
             protection=LETTERS[prot],
-            offset=0 if anonymous else offset,
+            offset=0 if fileno is None else offset,
         )
     except quire.Error as refused:
         raise as_system(refused) from refused
@@ -338,3 +344,15 @@ class _Named:
 
 def _refuse(number: int, message: str) -> NoReturn:
     raise OSError(number, message)
+
+
+class _Aside:
+    """A duplicate of the descriptor given with MAP_ANON: `size` and `resize` are of its file."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = os.dup(descriptor)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.descriptor)

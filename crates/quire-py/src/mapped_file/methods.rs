@@ -439,7 +439,13 @@ impl MappedFileBase {
         if start + length > isize::MAX.cast_unsigned() {
             return Err(PyOverflowError::new_err("madvise length too large"));
         }
-        let range = memory::Range { start: span.at(start), len: length.min(span.rest(start)) };
+        // What comes before an offset inside a page is in that page, and not to be removed with it.
+        let slack = if start == 0 && option != libc::MADV_REMOVE { span.at(0) % page_bytes() } else { 0 };
+        let len = match length.min(span.rest(start)) {
+            0 => 0,
+            len => len + slack,
+        };
+        let range = memory::Range { start: span.at(start) - slack, len };
         // SAFETY: pages of the mapping, which stays while `released` counts; what the advice does is meant.
         self.released(py, || unsafe { mmap::advise(range, option) })
             .map_err(|errno| PyOSError::new_err((errno, quire_core::sys::errno_message(errno))))
@@ -489,6 +495,11 @@ impl MappedFileBase {
         let slack = span.at(offset) % page_bytes();
         let range = memory::Range { start: span.at(offset) - slack, len: size + slack };
         self.released(py, || mmap::sync(range, flags)).map_err(|errno| {
+            if let libc::EINVAL | libc::EBUSY = errno {
+                let why =
+                    format!("{}: {}", quire_core::sys::errno_message(errno), refused_sync(errno, flags));
+                return PyOSError::new_err((errno, why));
+            }
             let mapping = self.mapping.get();
             let error = StoreError {
                 code: FaultCode::WriteBack,
@@ -502,5 +513,17 @@ impl MappedFileBase {
             };
             errors::from_store(py, mapping.label(), &error)
         })
+    }
+}
+
+/// What is wrong with a call of msync(2) that says nothing of what was written.
+fn refused_sync(errno: i32, flags: i32) -> String {
+    let either = libc::MS_SYNC | libc::MS_ASYNC;
+    if errno == libc::EBUSY {
+        "pages are locked in memory, and MS_INVALIDATE cannot drop them: flush without it".into()
+    } else if flags & !(either | libc::MS_INVALIDATE) != 0 || flags & either == either {
+        format!("there is no flush of flags {flags:#x}: give MS_SYNC or MS_ASYNC, and MS_INVALIDATE or not")
+    } else {
+        "what is mapped is no file that is written back: a device, for instance".into()
     }
 }
