@@ -219,7 +219,7 @@ def test_flush_flags(m: mmap.mmap) -> None:
     with pytest.raises(OSError) as caught:
         m.flush(flags=mmap.MS_ASYNC | mmap.MS_SYNC)
     assert caught.value.errno == errno.EINVAL
-    assert isinstance(caught.value, quire.SyncError)
+    assert not isinstance(caught.value, quire.SyncError)
 
 
 def test_resize_keeps_file_and_mapping_of_one_length(path: Path, m: mmap.mmap) -> None:
