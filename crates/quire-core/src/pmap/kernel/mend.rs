@@ -193,22 +193,9 @@ impl Region {
         }
         let unreadable = |page: usize| mmap::peek(page, &mut [0]) == 0;
         if signal == libc::SIGSEGV {
-            let refused = |message: &str| StoreError::new(FaultCode::Protection, offset, message);
-            return match (self.allows(address, touch), touch) {
-                // Made ready meanwhile, or covered by another thread just now.
-                (true, _) if mmap::peek(address, &mut [0]) == 1 => Ok(None),
-                (true, _) => {
-                    let message = "a touch of a guard page; see advise(\"guard_remove\")";
-                    reason(refused(message), &unreadable)
-                }
-                (false, Touch::Read) => {
-                    reason(refused("a read of memory whose protection allows none; see protect()"), &|_| true)
-                }
-                (false, _) => reason(
-                    refused("a write to memory that is protected as read-only; see protect()"),
-                    &|_| true,
-                ),
-            };
+            let Some((message, all)) = self.refusal(address, touch) else { return Ok(None) };
+            let error = StoreError::new(FaultCode::Protection, offset, message);
+            return reason(error, &|page| all || unreadable(page));
         }
         let Some(backing) = &self.backing else {
             // Huge pages, or memory that has gone bad.
@@ -233,6 +220,19 @@ impl Region {
                 bytes: self.page,
                 writes: touch != Touch::Read && !self.is_private(),
             }),
+        }
+    }
+
+    /// What forbids a touch, and whether that is the protection, which all pages around are under.
+    fn refusal(&self, address: usize, touch: Touch) -> Option<(&'static str, bool)> {
+        match (self.allows(address, touch), touch) {
+            // Made ready meanwhile, or covered by another thread just now.
+            (true, _) if mmap::peek(address, &mut [0]) == 1 => None,
+            (true, _) => Some(("a touch of a guard page; see advise(\"guard_remove\")", false)),
+            (false, Touch::Read) => {
+                Some(("a read of memory whose protection allows none; see protect()", true))
+            }
+            (false, _) => Some(("a write to memory that is protected as read-only; see protect()", true)),
         }
     }
 
