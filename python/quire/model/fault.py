@@ -190,7 +190,8 @@ def _held_page(space: Space, vma: Vma, address: int, held: Page, write: bool) ->
         held.lazily_free = False
         held.dirty = True
     _note(space, "swap in" if swapped else "private page", address, held)
-    space.install(number, held, vma, writable=write)
+    alone = len(held.holders) == 1  # then the dirty bit tells of a store, and no fault is needed
+    space.install(number, held, vma, writable=alone and bool(vma.flags & f.WRITE))
 
 
 def _first_store(space: Space, vma: Vma, address: int) -> None:

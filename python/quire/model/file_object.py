@@ -131,7 +131,9 @@ class FileObject(MemoryObject):
         parts, end = [], min(offset + count, self.size)
         while offset < end:
             index, inside = divmod(offset, self.page_size)
-            content = self.pageout.content(self.page(index))
+            page = self.page(index)
+            self.pageout.mark_accessed(page)
+            content = self.pageout.content(page)
             parts.append(content[inside : inside + end - offset])
             offset += len(parts[-1])
         return b"".join(parts)
@@ -243,6 +245,7 @@ class FileObject(MemoryObject):
         self._refuse_sealed(end)
         page = self.page(index)
         self.before_store(page)
+        self.pageout.mark_accessed(page)
         assert page.frame is not None
         self.pageout.memory.frames[page.frame][inside : inside + len(part)] = part
         self.size = max(self.size, end)

@@ -27,6 +27,7 @@ def check(machine: Machine) -> None:
     _translations(machine)
     _tlbs(machine)
     _frames(machine)
+    _queues(machine)
 
 
 def _vmas(space: Space) -> None:
@@ -126,13 +127,25 @@ def _frames(machine: Machine) -> None:
             assert page.owner.pages.get(page.index) is page, "a leaked page of an object"
         else:
             assert page in live, "a leaked private page"
-    slots = {page.slot for page in live if page.slot is not None}
-    owned = {
-        page.slot
-        for space in machine.spaces
-        for vma in space.vmas
-        if vma.object is not None
-        for page in vma.object.pages.values()
-    }
-    assert slots <= set(machine.swap.slots), "a private page's slot is free"
-    assert owned - {None} <= set(machine.swap.slots), "an object's slot is free"
+    _slots(machine, live)
+
+
+def _slots(machine: Machine, live: set[Page]) -> None:
+    """Every slot in use belongs to a page that is still held; every page that has one owns it."""
+    swap = machine.swap
+    assert swap.slots.keys() == swap.owners.keys(), "a slot without its page"
+    for slot, page in swap.owners.items():
+        assert page.slot == slot, "a slot is leaked"
+        kept = page in live if page.owner is None else page.owner.pages.get(page.index) is page
+        assert kept, "a slot of a page that is gone"
+    for page in live | {page for page in machine.memory.pages if page is not None}:
+        assert page.slot is None or swap.owners.get(page.slot) is page, "a page's slot is free"
+
+
+def _queues(machine: Machine) -> None:
+    """Every page in a frame can be chosen as a victim, is locked, or is of failed memory."""
+    pageout = machine.pageout
+    resident = {page for page in machine.memory.pages if page is not None and not page.poisoned}
+    assert pageout.unevictable <= resident, "a page without a frame is held to be unevictable"
+    queued = len(resident) - len(pageout.unevictable)
+    assert len(pageout.policy) == queued, "a page that no victim search will find, or a lost one"

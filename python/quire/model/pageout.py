@@ -91,9 +91,13 @@ class Pageout:
         frame = self.allocate(page)
         if page.slot is not None:
             self.memory.frames[frame][:] = self.swap.load(page.slot)
-            page.slot = None
-            page.dirty = True
+            page.dirty = False
         return frame
+
+    def mark_accessed(self, page: Page) -> None:
+        """A use by read() or write(), which sets no accessed bit."""
+        if page not in self.unevictable and not page.poisoned:
+            self.policy.touch(page)
 
     def content(self, page: Page) -> bytes:
         """The bytes of a page, which comes in for it."""
@@ -105,9 +109,7 @@ class Pageout:
             self.withdraw(page)
             self.memory.free(page.frame)
             page.frame = None
-        if page.slot is not None:
-            self.swap.discard(page.slot)
-            page.slot = None
+        self.swap.discard(page)
 
     def rescue(self, page: Page) -> None:
         """Puts a page that is no longer locked back among those that may be evicted."""
@@ -126,7 +128,7 @@ class Pageout:
         if page.forgettable and (self.swap.full or not self.acts_ample):
             self.forget(page)
             return True
-        if page.swap_backed and self.swap.full:
+        if page.swap_backed and page.slot is None and self.swap.full:
             return False
         self.trace.add("evict", frame=page.frame, dirty=page.dirty)
         try:
@@ -148,8 +150,9 @@ class Pageout:
     def _save(self, page: Page) -> None:
         assert page.frame is not None
         if page.swap_backed:
-            if page.slot is None:
-                page.slot = self.swap.store(bytes(self.memory.frames[page.frame]))
+            if page.slot is None or page.dirty:
+                self.swap.store(page, bytes(self.memory.frames[page.frame]))
+            page.dirty = page.lazily_free = False
             return
         assert page.owner is not None
         page.owner.page_out(page)

@@ -2,8 +2,10 @@
 
 All have one face, so that the page daemon and the textbook's reference strings use the same code:
 `insert` a page that came in, `touch` one that was used, `remove` one that is gone, and `victim`,
-which chooses, takes out and returns. A page daemon sees no hits; its policies ask
-`referenced(page)`, which reads and clears the accessed bit of the page's translations.
+which chooses, takes out and returns. `touch` is a use that the system sees: a hit of a reference
+string, a read() or write() of a cached page. Loads and stores it does not see; when a victim is
+needed, `referenced(page)` says whether there was one since it was last asked: it reads and clears
+the accessed bit of the page's translations. A reference string has no such bit.
 
 FIFO, LRU, OPT: Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
 CLOCK: Corbato, "A paging experiment with the Multics system", 1968.
@@ -13,7 +15,7 @@ Two lists: Linux's active and inactive lists, mm/vmscan.c; Babaoglu and Joy, 198
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -67,11 +69,32 @@ class Fifo(Generic[Key]):
 
 
 class Lru(Fifo[Key]):
-    """Least recently used: each use sends a page to the end of the queue."""
+    """Least recently used: each use sends a page to the end of the queue.
+
+    Simplified: of loads and stores only the accessed bits are known, and those are sampled when a
+    victim is needed. Pages used since then go to the end in the order that they had; of a page
+    that has come in since then, the bit tells nothing but that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fresh: set[Key] = set()
+
+    def insert(self, page: Key) -> None:
+        """A page came in: it goes last."""
+        super().insert(page)
+        self.fresh.add(page)
 
     def touch(self, page: Key) -> None:
         """The page goes last."""
         self.queue.move_to_end(page)
+
+    def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
+        """The page whose last use is the oldest, as far as can be known."""
+        for page in [page for page in self.queue if referenced(page) and page not in self.fresh]:
+            self.queue.move_to_end(page)
+        self.fresh.clear()
+        return super().victim(referenced)
 
 
 class Clock(Fifo[Key]):
@@ -99,7 +122,8 @@ class Clock(Fifo[Key]):
         """Turns the hand; a page that was used is passed over once."""
         for _ in range(2 * len(self.queue)):
             page = next(iter(self.queue))
-            if page not in self.used and not referenced(page):
+            hot = referenced(page)  # both bits are one: read, and cleared, together
+            if page not in self.used and not hot:
                 break
             self.used.discard(page)
             self.queue.move_to_end(page)
@@ -109,13 +133,17 @@ class Clock(Fifo[Key]):
 class TwoLists(Generic[Key]):
     """Active and inactive list: a page must be used twice to be kept from a long scan.
 
-    New pages are inactive. The oldest inactive page is the victim, unless it was used: then it
-    becomes active. When the active list is the longer one, its oldest pages become inactive again.
+    New pages are inactive. The oldest inactive page is the victim, unless it was used: the first
+    time it goes round once more, for the use that brought it in has set its accessed bit too; the
+    second time it becomes active (`folio_check_references`). When the active list is the longer
+    one, its oldest pages become inactive again. Simplified: Linux has these lists twice, for pages
+    of files and for private ones, and keeps the shadows of evicted pages.
     """
 
     def __init__(self) -> None:
         self.inactive: OrderedDict[Key, None] = OrderedDict()
         self.active: OrderedDict[Key, None] = OrderedDict()
+        self.used_once: set[Key] = set()
 
     def __len__(self) -> int:
         return len(self.inactive) + len(self.active)
@@ -128,10 +156,11 @@ class TwoLists(Generic[Key]):
         self.inactive[page] = None
 
     def touch(self, page: Key) -> None:
-        """Uses are seen by way of the accessed bit; a fault on a known page makes it active."""
-        if page in self.inactive:
-            del self.inactive[page]
-            self.active[page] = None
+        """A use that the system saw (`mark_page_accessed`): the second makes the page active."""
+        if page in self.inactive and page in self.used_once:
+            self._activate(page)
+        else:
+            self.used_once.add(page)
 
     def deactivate(self, page: Key) -> None:
         """MADV_COLD: the page is to be the next victim."""
@@ -143,6 +172,7 @@ class TwoLists(Generic[Key]):
         """A page is gone."""
         self.inactive.pop(page, None)
         self.active.pop(page, None)
+        self.used_once.discard(page)
 
     def victim(self, referenced: Callable[[Key], bool]) -> Key | None:
         """The oldest inactive page that was not used."""
@@ -150,14 +180,23 @@ class TwoLists(Generic[Key]):
             while len(self.active) > len(self.inactive):
                 page, _ = self.active.popitem(last=False)
                 self.inactive[page] = None
-            page, _ = self.inactive.popitem(last=False)
+            page = next(iter(self.inactive))
             if not referenced(page):
+                self.remove(page)
                 return page
-            self.active[page] = None
+            if page in self.used_once:
+                self._activate(page)
+            else:
+                self.used_once.add(page)
+                self.inactive.move_to_end(page)
         oldest = next(iter([*self.inactive, *self.active]), None)
         if oldest is not None:
             self.remove(oldest)
         return oldest
+
+    def _activate(self, page: Key) -> None:
+        self.remove(page)
+        self.active[page] = None
 
 
 class Opt(Fifo[Key]):
@@ -187,7 +226,12 @@ class Opt(Fifo[Key]):
         return page
 
 
-POLICIES: dict[str, type[Fifo[Hashable]]] = {"fifo": Fifo, "lru": Lru, "clock": Clock}
+POLICIES: dict[str, Callable[[], Policy[Any]]] = {
+    "two-lists": TwoLists,
+    "fifo": Fifo,
+    "lru": Lru,
+    "clock": Clock,
+}
 """Those that need not know the future, by name."""
 
 
@@ -201,7 +245,14 @@ def count_faults(
     [9, 10]
     >>> {name: count_faults(belady, 3, name)[0] for name in ("lru", "opt", "clock")}
     {'lru': 10, 'opt': 7, 'clock': 9}
+
+    Raises:
+        ValueError: there is no such policy, or no frame.
     """
+    if name not in {*POLICIES, "opt"}:
+        raise ValueError(f"no policy {name!r}: of {', '.join(POLICIES)}, opt")
+    if frames < 1:
+        raise ValueError(f"{frames} frames: at least 1")
     policy: Policy[Hashable] = Opt(string) if name == "opt" else POLICIES[name]()
     resident: set[Hashable] = set()
     faults: list[tuple[Hashable, Hashable | None]] = []

@@ -51,26 +51,18 @@ from quire.model.geometry import GEOMETRIES, X86_ENTRIES, Geometry
 from quire.model.machine import Machine
 from quire.model.mmu import Access, NonCanonicalAddress, PageFault
 from quire.model.page_table import PageTable
-from quire.model.policy import Clock, Fifo, Lru, TwoLists, count_faults
+from quire.model.policy import POLICIES, count_faults
 from quire.model.views import maps, pagemap, smaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quire.model.page import Page
-    from quire.model.policy import Policy
     from quire.model.trace import Event, Value
 
 __all__ = ["Session", "SessionError", "Step"]
 
 _INDEX_BITS_MAX, _PAGE_BITS_MAX = 20, 20
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_POLICIES: dict[str, Callable[[], Policy[Page]]] = {
-    "two-lists": TwoLists,
-    "fifo": Fifo,
-    "lru": Lru,
-    "clock": Clock,
-}
 
 
 class SessionError(ModelError, ValueError):
@@ -212,14 +204,14 @@ class Session:
             shape = GEOMETRIES[geometry]
         else:
             raise SessionError(f"no geometry {geometry!r}: of {', '.join(GEOMETRIES)}")
-        if policy not in _POLICIES:
-            raise SessionError(f"no policy {policy!r}: of {', '.join(_POLICIES)}")
+        if policy not in POLICIES:
+            raise SessionError(f"no policy {policy!r}: of {', '.join(POLICIES)}")
         size = self._count(tlb)
         machine = Machine(
             shape,
             frames=self._count(frames, 1) if frames else None,
             swap=None if swap == "endless" else self._count(swap),
-            policy=_POLICIES[policy](),
+            policy=POLICIES[policy](),
             tlb=size,
             tlb_ways=next(ways for ways in (4, 3, 2, 1) if size % ways == 0),
             cpus=self._count(cpus, 1),
@@ -512,9 +504,10 @@ class Session:
         if not pages:
             raise SessionError("a reference string has at least one page")
         for name in policies.split(","):
-            if name not in ("fifo", "lru", "clock", "opt"):
-                raise SessionError(f"no policy {name!r}: of fifo, lru, clock, opt")
-            total, faults = count_faults(pages, self._count(frames, 1), name)
+            try:
+                total, faults = count_faults(pages, self._count(frames, 1), name)
+            except ValueError as error:
+                raise SessionError(str(error)) from None
             for page, victim in faults:
                 self.machine.trace.add("fault", policy=name, page=str(page), victim=_word(victim))
             lines.append(f"{name}: {total} faults")

@@ -84,7 +84,7 @@ def _smaps_entry(space: Space, vma: Vma) -> SmapsEntry:
         anonymous += page_size if page.owner is None else 0
     held = space.held(vma.start >> space.page_bits, vma.end >> space.page_bits)
     pages = [space.overlay[number] for number in held]
-    swap = sum(page_size for page in pages if isinstance(page, Page) and page.slot is not None)
+    swap = sum(page_size for page in pages if isinstance(page, Page) and page.frame is None)
     locked = rss if vma.flags & f.LOCKED else 0
     return SmapsEntry(_line(space, vma), rss, pss, shared, rss - shared, anonymous, swap, locked)
 
@@ -110,7 +110,7 @@ def pagemap(space: Space, address: int) -> dict[str, int | bool | None]:
     return {
         "present": leaf is not None,
         "frame": frame,
-        "swap_slot": held.slot if isinstance(held, Page) else None,
+        "swap_slot": held.slot if isinstance(held, Page) and held.frame is None else None,
         "file": page is not None and page.owner is not None,
         "guard": held is Marker.GUARD,
         "dirty": page is not None and page.dirty,

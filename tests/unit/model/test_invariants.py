@@ -97,6 +97,22 @@ def test_leaked_table(space):
     broken(space, "page table is leaked")
 
 
+def test_leaked_slot(space):
+    page = Page()
+    space.machine.swap.size = 1
+    space.machine.swap.store(page, bytes(PAGE))
+    broken(space, "slot of a page that is gone")
+    space.machine.swap.discard(page)
+    check(space.machine)
+    space.overlay[space.at // PAGE].slot = 5
+    broken(space, "slot is free")
+
+
+def test_page_that_no_victim_search_will_find(space):
+    space.machine.pageout.policy.remove(space.overlay[space.at // PAGE])
+    broken(space, "no victim search")
+
+
 def test_translation_of_a_page_that_is_not_held(space):
     page = space.overlay.pop(space.at // PAGE)
     assert page.frame is not None

@@ -23,6 +23,77 @@ def test_more_memory_than_frames(world, policy):
     assert w.machine.pageout.evictions >= 12
 
 
+def test_pages_only_read_are_written_to_swap_once(world):
+    w = world(frames=1, swap=None)
+    at = w.anonymous(2)
+    w.space.store(at, b"a")
+    w.space.store(at + PAGE, b"b")
+    for _ in range(4):
+        assert (w.space.load(at, 1), w.space.load(at + PAGE, 1)) == (b"a", b"b")
+    assert (w.machine.swap.writes, w.machine.swap.reads) == (2, 8)
+
+
+def test_dirty_bit_tells_that_a_slot_is_old(world):
+    """A page alone in its space comes back writable: only its entry tells of the next store."""
+    w = world(frames=1, swap=None)
+    at = w.anonymous(2)
+    w.space.store(at, b"old")
+    w.space.store(at + PAGE, b"other")
+    assert w.space.load(at, 3) == b"old"
+    assert w.faults(lambda: w.space.store(at, b"new")) == []
+    w.space.load(at + PAGE, 1)
+    assert w.machine.swap.writes == 3
+    assert w.space.load(at, 3) == b"new"
+
+
+def test_freed_lazily_after_swap_and_stored_again(world):
+    w = world(frames=2, swap=None)
+    at = w.anonymous(4)
+    w.space.store(at, b"old")
+    w.space.store(at + PAGE, bytes(PAGE * 3))
+    w.space.load(at, 1)
+    w.space.madvise(at, PAGE, f.MADV["FREE"])
+    w.space.load(at, 1)
+    w.space.store(at, b"new")
+    for _ in range(2):
+        w.space.load(at + PAGE, PAGE * 3)
+        assert w.space.load(at, 3) == b"new"
+
+
+def test_full_swap_still_takes_pages_that_have_a_slot(world):
+    w = world(frames=2, swap=2)
+    at = w.anonymous(4)
+    w.space.store(at, b"a" * 4 * PAGE)
+    assert w.machine.swap.full
+    w.space.munmap(at, PAGE)
+    w.space.munmap(at + 3 * PAGE, PAGE)
+    for number in (1, 2, 1, 2):
+        assert w.space.load(at + number * PAGE, 1) == b"a"
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_scan_does_not_push_out_what_is_used_often(world, mapped):
+    w = world(frames=8, swap=0)
+    hot, cold = w.file("hot", b"h" * 3 * PAGE), w.file("cold", b"c" * 40 * PAGE)
+    hot.fsync()
+    cold.fsync()
+    places = {file.name: w.mapped(file, pages, prot=1) for file, pages in ((hot, 3), (cold, 40))}
+
+    def use(file, page):
+        if mapped:
+            w.space.load(places[file.name] + page * PAGE, 1)
+        else:
+            file.pread(1, page * PAGE)
+
+    for page in range(12):
+        use(cold, page)
+        for often in range(3):
+            use(hot, often)
+    for page in range(12, 40):
+        use(cold, page)
+    assert all(hot.object.resident(page) for page in range(3))
+
+
 def test_clean_file_pages_are_dropped_and_dirty_ones_written(world):
     w = world(frames=2, swap=0)
     file = w.file("f", b"a" * 4 * PAGE)

@@ -52,5 +52,6 @@ def test_pagemap(world):
     w.space.madvise(at + 2 * PAGE, PAGE, f.MADV["GUARD_INSTALL"])
     swapped, present, guard = (pagemap(w.space, at + n * PAGE) for n in range(3))
     assert (swapped["present"], swapped["swap_slot"]) == (False, 0)
+    assert present["swap_slot"] is None
     assert (present["present"], present["map_count"], present["file"]) == (True, 1, False)
     assert guard["guard"]

@@ -153,6 +153,7 @@ def _free(space: Space, vma: Vma, start: int, end: int) -> None:
                 space.drop_private(number)
         elif len(held.holders) == 1:
             held.lazily_free, held.dirty = True, False
+            space.machine.swap.discard(held)  # it may be older than the page
 
 
 def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
