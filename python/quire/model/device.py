@@ -20,18 +20,18 @@ __all__ = ["CounterDriver", "DeviceObject", "Driver"]
 
 
 class Driver(Protocol):
-    """What a device must do."""
+    """What a device must do. `fault` and `sync` may raise `DiskError`: the program gets SIGBUS."""
 
     pages: int
 
     def open(self) -> None:
-        """A mapping was made."""
+        """A mapping was made, or one was cut in two."""
 
     def close(self) -> None:
         """A mapping was removed."""
 
     def fault(self, index: int) -> bytes:
-        """The content of page `index` as it is now."""
+        """The content of page `index` as it is now, a page at most; the rest is zeros."""
 
     def sync(self, index: int, content: bytes) -> None:
         """A program has stored into page `index`."""
@@ -65,21 +65,22 @@ class DeviceObject(MemoryObject):
 
     def page(self, index: int) -> Page:
         """A page filled by the driver, for one access."""
-        page = self.pages.get(index)
-        if page is None:
-            page = self.pages[index] = Page(self, index)
+        content, size = self.driver.fault(index), self.pageout.memory.frame_size
+        if len(content) > size:
+            raise ValueError(f"the driver of {self.name} gave {len(content)} bytes for a page")
+        page = self.pages.get(index) or Page(self, index)
         frame = self.pageout.bring_in(page)
-        content = self.driver.fault(index)
-        self.pageout.memory.frames[frame][: len(content)] = content
+        self.pages[index] = page
+        self.pageout.memory.frames[frame][:] = content.ljust(size, b"\0")
         return page
 
     def page_out(self, page: Page) -> None:
         """Delivers what was stored."""
         assert page.frame is not None
-        del self.pages[page.index]
         if page.dirty:
-            page.dirty = False
             self.driver.sync(page.index, bytes(self.pageout.memory.frames[page.frame]))
+        page.dirty = False
+        del self.pages[page.index]
 
     def finish(self, page: Page) -> None:
         """The access is over: what was stored goes to the driver, and the page is gone."""

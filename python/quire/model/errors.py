@@ -7,11 +7,19 @@
     ├── Signalled      an access raised SIGSEGV or SIGBUS
     ├── OutOfMemory    no frame could be had: the caller is killed
     └── DiskError      the disk is full or broken (a call gets its errno, an access SIGBUS)
+
+`as_call_error` makes the last two the errno of a system call.
 """
 
 from __future__ import annotations
 
-__all__ = ["CallError", "DiskError", "ModelError", "OutOfMemory", "Signalled"]
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["CallError", "DiskError", "ModelError", "OutOfMemory", "Signalled", "as_call_error"]
 
 
 class ModelError(Exception):
@@ -52,3 +60,17 @@ class DiskError(ModelError):
     def __init__(self, errno: str, why: str) -> None:
         self.errno = errno
         super().__init__(f"{errno}: {why}")
+
+
+@contextmanager
+def as_call_error() -> Iterator[None]:
+    """A system call: what the disk refuses has its errno, and without a frame it gives ENOMEM.
+
+    Simplified: Linux would first end a process, as it does for an access.
+    """
+    try:
+        yield
+    except DiskError as error:
+        raise CallError(error.errno, str(error)) from error
+    except OutOfMemory as error:
+        raise CallError("ENOMEM", str(error)) from error

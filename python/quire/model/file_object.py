@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quire.model.errors import CallError, DiskError
+from quire.model.errors import CallError, DiskError, ModelError, OutOfMemory, as_call_error
 from quire.model.memory_object import MemoryObject
 from quire.model.page import Page
 
@@ -102,20 +102,21 @@ class FileObject(MemoryObject):
         """Writes dirty pages `[first, last)`; they are read-only again: the next store is seen.
 
         Raises:
-            DiskError: a block cannot be written; its page stays dirty.
+            DiskError: a block cannot be written; its page stays dirty, and the others are written.
         """
         if self.backing is None:
             return
         end_page = self.size // self.page_size
         if first <= end_page < last:
             self._zero(self.size, (end_page + 1) * self.page_size)
+        refused = None
         for index in sorted(i for i in self.pages if first <= i < last):
-            page = self.pages[index]
-            if page.dirty:
-                for space, number in list(page.mappings):
-                    space.protect_translation(number)
-                self.backing.write(index, self.pageout.content(page))
-                page.dirty = False
+            try:
+                self._clean(self.pages[index], self.backing)
+            except DiskError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
 
     def unmapped(self) -> None:
         """Memory that has lost its name and its last mapping ends."""
@@ -126,23 +127,35 @@ class FileObject(MemoryObject):
 
     # read(), write() and their kin.
 
+    @as_call_error()
     def read(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes at `offset`; fewer at the end of the file."""
-        parts, end = [], min(offset + count, self.size)
+        """Up to `count` bytes at `offset`; fewer at the end of the file, or before a bad block.
+
+        Raises:
+            CallError: EIO or ENOMEM, when not one byte could be read.
+        """
+        parts: list[bytes] = []
+        end = min(offset + count, self.size)
         while offset < end:
             index, inside = divmod(offset, self.page_size)
-            page = self.page(index)
+            try:
+                page = self.page(index)
+            except (DiskError, OutOfMemory):
+                if parts:
+                    break
+                raise
             self.pageout.mark_accessed(page)
             content = self.pageout.content(page)
             parts.append(content[inside : inside + end - offset])
             offset += len(parts[-1])
         return b"".join(parts)
 
+    @as_call_error()
     def write(self, offset: int, content: bytes) -> int:
         """Stores bytes through the page cache, growing the file; says how many.
 
         Raises:
-            CallError: EPERM for a seal, ENOSPC or EIO, when not one byte could be written.
+            CallError: EPERM for a seal; ENOSPC, EIO or ENOMEM, when no byte could be written.
         """
         self._refuse_sealed(0)
         if offset >= self.largest:
@@ -156,13 +169,14 @@ class FileObject(MemoryObject):
             part = content[done : done + self.page_size - inside]
             try:
                 self._write_part(index, inside, part)
-            except (CallError, DiskError) as error:
+            except ModelError:
                 if done:
                     break
-                raise CallError(error.errno, str(error)) from error
+                raise
             done += len(part)
         return done
 
+    @as_call_error()
     def write_failed(self, offset: int, count: int) -> None:
         """A write whose buffer could not be read: the size was set before the copy failed.
 
@@ -174,11 +188,12 @@ class FileObject(MemoryObject):
             self._expose(self.size, offset)
             self.size = offset
 
+    @as_call_error()
     def truncate(self, size: int) -> None:
         """Sets the size. What lies wholly past a new end is gone, private copies included.
 
         Raises:
-            CallError: EPERM for a seal.
+            CallError: EPERM for a seal; EIO, the last page cannot be read (the size is set).
         """
         if size < self.size and "SHRINK" in self.seals:
             raise CallError("EPERM", "the file is sealed against shrinking")
@@ -197,11 +212,12 @@ class FileObject(MemoryObject):
         else:
             self._expose(old, _page_end(old, self.page_size))
 
+    @as_call_error()
     def punch(self, offset: int, count: int) -> None:
         """Makes a hole: zeros, and its blocks are free. Private copies are not touched.
 
         Raises:
-            CallError: EPERM for a seal.
+            CallError: EPERM for a seal; EIO, a page at its edge cannot be read.
         """
         self._refuse_sealed(0)
         end = offset + count
@@ -263,18 +279,28 @@ class FileObject(MemoryObject):
             self._zero(old, min(new, _page_end(old, self.page_size)))
 
     def _zero(self, start: int, end: int) -> None:
-        """Clears bytes `[start, end)` of one page, if the file has that page."""
-        index = start // self.page_size
-        known = index in self.pages or (
-            self.backing is not None and bool(self.backing.blocks.get(index))
-        )
-        if end <= start or not known:
+        """Clears bytes `[start, end)` of one page; what is zeros already stays clean."""
+        index, inside, count = start // self.page_size, start % self.page_size, end - start
+        if count <= 0 or not any(self._peek(index)[inside : inside + count]):
             return
         page = self.page(index)
         self.before_store(page)
         assert page.frame is not None
-        base = index * self.page_size
-        self.pageout.memory.frames[page.frame][start - base : end - base] = bytes(end - start)
+        self.pageout.memory.frames[page.frame][inside : inside + count] = bytes(count)
+
+    def _peek(self, index: int) -> bytes:
+        """What a page holds. Simplified: a block on the disk is looked at without reading it."""
+        if index in self.pages:
+            return self.pageout.content(self.pages[index])
+        return (self.backing is not None and self.backing.blocks.get(index)) or b""
+
+    def _clean(self, page: Page, backing: DiskFile) -> None:
+        """Writes a page if it is dirty."""
+        if page.dirty:
+            for space, number in list(page.mappings):
+                space.protect_translation(number)
+            backing.write(page.index, self.pageout.content(page))
+            page.dirty = False
 
     def _drop_from(self, first: int) -> None:
         for index in [i for i in self.pages if i >= first]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quire.model.errors import CallError
+from quire.model.errors import CallError, as_call_error
 from quire.model.file_object import FileObject
 
 if TYPE_CHECKING:
@@ -129,7 +129,12 @@ class OpenFile:
             raise CallError("EPERM", "the descriptor cannot write")
         self.regular().add_seals(names)
 
+    @as_call_error()
     def fsync(self) -> None:
-        """Writes all dirty pages to the disk."""
+        """Writes all dirty pages to the disk.
+
+        Raises:
+            CallError: EIO, some of them could not be written.
+        """
         target = self.regular()
         target.sync(0, target.page_count() + 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quire.model import flags as f
 from quire.model.device import DeviceObject
 from quire.model.disk import Disk, DiskFile
+from quire.model.errors import DiskError
 from quire.model.file_object import FileObject
 from quire.model.geometry import X86_64
 from quire.model.mmu import Mmu
@@ -150,13 +151,17 @@ class Machine:
     def write_back(self) -> None:
         """Periodic writeback:
 
-        every dirty file page goes to the disk (the flusher threads; sync(2)).
+        every dirty file page goes to the disk (the flusher threads; sync(2)). What cannot be
+        written stays dirty; nobody is there to be told.
         """
         objects = {
             page.owner for page in self.memory.pages if page is not None and page.owner is not None
         }
         for owner in sorted(objects, key=lambda owner: owner.name):
-            owner.sync(0, 1 << 64)
+            try:
+                owner.sync(0, 1 << 64)
+            except DiskError as error:
+                self.trace.add("disk error", errno=error.errno)
 
     def poison(self, frame: int) -> None:
         """A frame's memory fails (MADV_HWPOISON, a machine check): its page can be used no more."""

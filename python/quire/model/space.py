@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from quire.model import fault
 from quire.model import flags as f
-from quire.model.errors import OutOfMemory, Signalled
+from quire.model.errors import DiskError, OutOfMemory, Signalled
 from quire.model.mmu import Access, NonCanonicalAddress, PageFault
 from quire.model.page import Marker, Page
 from quire.model.page_table import PageTable
@@ -92,7 +92,10 @@ class Space:
                 raise
             done = start - address
             self.machine.memory.write(physical, content[done : done + length])
-            self._settle()
+            try:
+                self._settle()
+            except DiskError:
+                raise Signalled("SIGBUS", "BUS_OBJERR", start) from None
 
     def fetch(self, address: int) -> int:
         """Fetches an instruction byte."""

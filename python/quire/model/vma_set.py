@@ -103,8 +103,7 @@ class VmaSet:
                 vma = self.split(vma, start)[1]
             if end < vma.end:
                 vma = self.split(vma, end)[0]
-        self.cut(vma, start, end)
-        self.insert(new)
+        self._replace([vma], [*self._around(vma, start, end), new])
         return self._join(new)
 
     def split(self, vma: Vma, address: int) -> tuple[Vma, Vma]:
@@ -127,25 +126,18 @@ class VmaSet:
             raise CallError("EINVAL", "a huge page cannot be cut")
         low = vma.piece(vma.start, address, self.page_bits)
         high = vma.piece(address, vma.end, self.page_bits)
-        self.remove(vma)
-        self.insert(low)
-        self.insert(high)
+        self._replace([vma], [low, high])
         return low, high
 
     def cut(self, vma: Vma, start: int, end: int) -> None:
         """Takes `[start, end)` out of a VMA; what remains on either side stays."""
-        self.remove(vma)
-        if vma.start < start:
-            self.insert(vma.piece(vma.start, start, self.page_bits))
-        if end < vma.end:
-            self.insert(vma.piece(end, vma.end, self.page_bits))
+        self._replace([vma], self._around(vma, start, end))
 
     def resize(self, vma: Vma, start: int, end: int) -> Vma:
         """Moves the edges of a VMA into free addresses and joins it with what it reaches."""
         new = replace(vma, start=start, end=end)
         new.offset = vma.offset - ((vma.start - start) >> self.page_bits)
-        self.remove(vma)
-        self.insert(new)
+        self._replace([vma], [new])
         return self._join(new)
 
     def family_of_neighbours(self, vma: Vma) -> Lineage | None:
@@ -177,19 +169,35 @@ class VmaSet:
 
     def remove(self, vma: Vma) -> None:
         """Takes a VMA out."""
-        place = bisect_left(self._starts, vma.start)
-        assert self._vmas[place] is vma, "not a VMA of this space"
-        del self._starts[place], self._vmas[place]
-        if vma.object is not None:
-            vma.object.detach(self.space)
+        self._replace([vma], [])
 
     def insert(self, vma: Vma) -> None:
         """Puts a VMA in, joining nothing."""
-        place = bisect_left(self._starts, vma.start)
-        self._starts.insert(place, vma.start)
-        self._vmas.insert(place, vma)
-        if vma.object is not None:
-            vma.object.attach(self.space)
+        self._replace([], [vma])
+
+    def _replace(self, old: list[Vma], new: list[Vma]) -> None:
+        """Puts VMAs in the place of others. An object learns only by how many its VMAs change."""
+        for vma in old:
+            place = bisect_left(self._starts, vma.start)
+            assert self._vmas[place] is vma, "not a VMA of this space"
+            del self._starts[place], self._vmas[place]
+        for vma in new:
+            place = bisect_left(self._starts, vma.start)
+            self._starts.insert(place, vma.start)
+            self._vmas.insert(place, vma)
+        left = [vma.object for vma in old if vma.object is not None]
+        for vma in new:
+            if vma.object in left:
+                left.remove(vma.object)
+            elif vma.object is not None:
+                vma.object.attach(self.space)
+        for target in left:
+            target.detach(self.space)
+
+    def _around(self, vma: Vma, start: int, end: int) -> list[Vma]:
+        """What remains of a VMA on either side of `[start, end)`."""
+        sides = ((vma.start, start), (end, vma.end))
+        return [vma.piece(low, high, self.page_bits) for low, high in sides if low < high]
 
     def _join(self, vma: Vma) -> Vma:
         left = self.before(vma)
@@ -202,7 +210,5 @@ class VmaSet:
 
     def _united(self, left: Vma, right: Vma) -> Vma:
         whole = replace(left, end=right.end, lineage=left.lineage or right.lineage)
-        self.remove(left)
-        self.remove(right)
-        self.insert(whole)
+        self._replace([left, right], [whole])
         return whole

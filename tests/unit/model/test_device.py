@@ -1,6 +1,6 @@
 import pytest
 
-from quire.model import CallError, CounterDriver, OpenFile, Signalled
+from quire.model import CallError, CounterDriver, DiskError, OpenFile, Signalled
 from quire.model import flags as f
 
 PAGE = 4096
@@ -38,6 +38,65 @@ def test_driver_knows_its_mappings(counter):
     child.exit()
     counter.space.munmap(counter.at, 3 * PAGE)
     assert counter.driver.mappings == 0
+
+
+class Listener(CounterDriver):
+    """Notes what it is told; fails, and answers too much, on demand."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+        self.broken = False
+        self.content = b""
+
+    def open(self):
+        self.told.append("open")
+
+    def close(self):
+        self.told.append("close")
+
+    def fault(self, index):
+        return self.content
+
+    def sync(self, index, content):
+        if self.broken:
+            raise DiskError("EIO", "the device is broken")
+
+
+@pytest.fixture
+def listener(world):
+    w = world()
+    w.driver = Listener()
+    w.at = w.mapped(OpenFile("listener", "device", w.machine.device("listener", w.driver)), 2)
+    w.driver.told.clear()
+    return w
+
+
+def test_driver_is_told_of_mappings_alone(listener):
+    space, told = listener.space, listener.driver.told
+    space.mprotect(listener.at, 2 * PAGE, f.PROT_READ)
+    assert told == []  # it was changed, not unmapped
+    space.mprotect(listener.at, PAGE, 3)
+    assert told == ["open"]  # cut in two
+    space.munmap(listener.at + PAGE, PAGE)
+    assert told == ["open", "close"]
+    space.mremap(listener.at, PAGE, PAGE, 3, 0x10_0000)
+    assert told == ["open", "close"] * 2
+
+
+def test_store_that_the_driver_refuses_is_sigbus(listener):
+    listener.driver.broken = True
+    with pytest.raises(Signalled, match="SIGBUS BUS_OBJERR"):
+        listener.space.store(listener.at, b"x")
+    assert listener.space.load(listener.at, 1) == b"\0"
+
+
+def test_driver_gives_a_page_at_most(listener):
+    listener.driver.content = b"a" * (PAGE + 1)
+    with pytest.raises(ValueError, match="4097 bytes"):
+        listener.space.load(listener.at, 1)
+    listener.driver.content = b"a"
+    assert listener.space.load(listener.at, 2) == b"a\0"
 
 
 def test_what_a_device_cannot_do(counter):

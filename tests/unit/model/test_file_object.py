@@ -63,6 +63,88 @@ def test_failed_sync_keeps_pages_dirty(world):
     assert file.object.backing.blocks[1] == b"a" * PAGE
 
 
+def test_sync_of_a_clean_file_writes_nothing(world):
+    w = world(disk_blocks=1)
+    file = w.file("f", b"a" * 100)
+    at = w.mapped(file, 1)
+    file.fsync()
+    writes = w.machine.disk.writes
+    file.fsync()
+    w.space.msync(at, PAGE, f.MS["SYNC"])
+    assert w.machine.disk.writes == writes
+    hole = w.file("hole", b"")
+    hole.ftruncate(PAGE + 100)
+    assert hole.pread(1, PAGE) == b"\0"  # the page is in the cache, and has no block
+    hole.fsync()
+    assert w.machine.disk.used == 1
+
+
+def test_cutting_a_hole_takes_no_block(world):
+    w = world(disk_blocks=1)
+    w.file("full", b"a")
+    file = w.file("hole", b"")
+    file.ftruncate(3 * PAGE)
+    assert file.pread(3 * PAGE, 0) == bytes(3 * PAGE)
+    file.punch(10, PAGE)
+    file.ftruncate(PAGE + 100)
+    file.ftruncate(2 * PAGE)
+    assert (w.machine.disk.used, file.size) == (1, 2 * PAGE)
+
+
+def test_cutting_a_file_clears_what_is_on_the_disk_alone(world):
+    w = world(frames=1, swap=0)
+    file = w.file("f", b"a" * 2 * PAGE)
+    w.file("g", b"b" * PAGE)
+    file.ftruncate(100)
+    file.ftruncate(PAGE)
+    assert file.pread(PAGE, 0) == b"a" * 100 + bytes(PAGE - 100)
+
+
+def test_broken_blocks_give_calls_their_errno(world):
+    w = world()
+    file = w.file("f", b"a" * 3 * PAGE)
+    file.fsync()
+    w.machine.disk.broken.add(("f", 1))
+    for number in range(3):
+        file.object.drop(number)
+    assert file.pread(3 * PAGE, 5) == b"a" * (PAGE - 5)  # short, up to the bad block
+    at = w.mapped(file, 3)
+    for call in (
+        lambda: file.pread(1, PAGE),
+        lambda: file.pwrite(b"x", PAGE),
+        lambda: file.punch(PAGE + 10, 10),
+        lambda: w.space.read_into(file, at, 10, PAGE),
+        lambda: file.ftruncate(PAGE + 10),
+    ):
+        with pytest.raises(CallError, match="EIO"):
+            call()
+
+
+def test_sync_writes_what_it_can(world):
+    w = world()
+    files = [w.file(name, b"a" * 2 * PAGE) for name in "fg"]
+    w.machine.disk.broken.add(("f", 0))
+    with pytest.raises(CallError, match="EIO"):
+        files[0].fsync()
+    assert [files[0].object.pages[n].dirty for n in (0, 1)] == [True, False]
+    events = w.traced(w.machine.write_back)
+    assert [e.facts["errno"] for e in events if e.kind == "disk error"] == ["EIO"]
+    assert not any(page.dirty for page in files[1].object.pages.values())
+
+
+def test_reading_without_a_frame_is_enomem(world):
+    w = world(frames=2, swap=0)
+    file = w.file("f", b"a" * 2 * PAGE)
+    at = w.anonymous(2)
+    w.space.store(at, b"x")
+    assert file.pread(2 * PAGE, 0) == b"a" * 2 * PAGE
+    w.space.store(at + PAGE, b"y")
+    for call in (lambda: file.pread(1, 0), lambda: file.pwrite(b"b", 0)):
+        with pytest.raises(CallError, match="ENOMEM"):
+            call()
+    assert w.space.alive
+
+
 def test_periodic_writeback(world):
     w = world()
     files = [w.file(name, b"a" * PAGE) for name in "fg"]

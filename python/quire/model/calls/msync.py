@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from quire.model import flags as f
 from quire.model.calls.munmap import Range
 from quire.model.checks import Check, refuse_first
-from quire.model.errors import CallError, DiskError
+from quire.model.errors import CallError, as_call_error
 
 if TYPE_CHECKING:
     from quire.model.space import Space
@@ -32,6 +32,7 @@ CHECKS: tuple[Check[_Request], ...] = (
 )
 
 
+@as_call_error()
 def msync(space: Space, start: int, length: int, flags: int) -> None:
     """See `AddressSpace.msync`. MS_ASYNC and 0 do no I/O; MS_INVALIDATE checks for locks alone."""
     r = _Request(space, start, length, flags)
@@ -46,10 +47,7 @@ def msync(space: Space, start: int, length: int, flags: int) -> None:
             raise CallError("EBUSY", "MS_INVALIDATE of locked memory")
         if flags & f.MS["SYNC"] and vma.flags & f.SHARED and vma.object is not None:
             low, high = max(vma.start, r.start), min(vma.end, r.end)
-            try:
-                vma.object.sync(vma.index(low, space.page_bits), vma.index(high, space.page_bits))
-            except DiskError as error:
-                raise CallError(error.errno, str(error)) from None
+            vma.object.sync(vma.index(low, space.page_bits), vma.index(high, space.page_bits))
         at = vma.end
     if hole or at < r.end:
         raise CallError("ENOMEM", "part of the range is not mapped; the rest was synced")
