@@ -16,6 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["AARCH64_4K", "GEOMETRIES", "X86_64", "EntryFormat", "Geometry"]
 
@@ -32,7 +36,9 @@ class EntryFormat:
 
     `block` and `page` mark a leaf above and at the last level, `table` an entry that points to a
     table. Writing is allowed by the presence of `writable` (x86) or by the absence of `read_only`
-    (Arm).
+    (Arm); programs need `user`. `all_levels` are rights that every entry of a walk must give, and
+    `any_level` prohibitions that each of them can make. (On Arm, too, tables could limit rights, by
+    APTable and UXNTable; Linux does not use that, and it is left out here.)
     """
 
     name: str
@@ -43,14 +49,19 @@ class EntryFormat:
     leaf_mask: int
     writable: int
     read_only: int
+    user: int
+    all_levels: int
+    any_level: int
     accessed: int
     dirty: int
     no_execute: int
     address: int
 
     def leaf(self, physical: int, level: int, writable: bool, executable: bool) -> int:
-        """The entry that maps a page (level 0) or a block to `physical`."""
-        entry = physical | self.valid | self.accessed | (self.block if level else self.page)
+        """The entry that maps a page (level 0) or a block to `physical` for programs."""
+        entry = (
+            self.user | physical | self.valid | self.accessed | (self.block if level else self.page)
+        )
         entry |= self.writable if writable else self.read_only
         return entry if executable else entry | self.no_execute
 
@@ -66,6 +77,18 @@ class EntryFormat:
         """Whether instructions may be fetched."""
         return not entry & self.no_execute
 
+    def for_programs(self, entry: int) -> bool:
+        """Whether programs may use it, and not the kernel alone."""
+        return bool(entry & self.user)
+
+    def granted(self, entries: Sequence[int]) -> int:
+        """The last of the entries that a walk read, with the rights that all of them leave."""
+        *tables, granted = entries
+        for table in tables:
+            granted &= table | ~self.all_levels
+            granted |= table & self.any_level
+        return granted
+
     def with_protection(self, entry: int, writable: bool, executable: bool) -> int:
         """The same entry with other rights."""
         entry &= ~(self.writable | self.read_only | self.no_execute)
@@ -78,12 +101,15 @@ _ADDRESS = (1 << 52) - (1 << 12)
 X86_ENTRIES = EntryFormat(
     name="x86-64",
     valid=1 << 0,
-    table=1 << 1 | 1 << 2,  # tables allow all; the leaf decides
+    table=1 << 1 | 1 << 2,  # the system's tables allow all, so that the leaf decides
     block=1 << 7,  # PS, page size
     page=0,
     leaf_mask=1 << 7,
     writable=1 << 1,
     read_only=0,
+    user=1 << 2,  # U/S
+    all_levels=1 << 1 | 1 << 2,
+    any_level=1 << 63,
     accessed=1 << 5,
     dirty=1 << 6,
     no_execute=1 << 63,
@@ -99,6 +125,9 @@ ARM_ENTRIES = EntryFormat(
     leaf_mask=1 << 1,
     writable=0,
     read_only=1 << 7,  # AP[2]
+    user=1 << 6,  # AP[1]
+    all_levels=0,
+    any_level=0,
     accessed=1 << 10,  # AF
     dirty=1 << 55,  # kept by software, as Linux does without FEAT_HAFDBS
     no_execute=1 << 54,  # UXN

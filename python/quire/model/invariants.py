@@ -102,6 +102,7 @@ def _tlbs(machine: Machine) -> None:
             form = space.table.format
             assert entry.frame == space.table.frame(leaf, number << space.page_bits), "stale frame"
             assert not entry.writable or form.may_write(leaf.entry), "stale right to write"
+            assert not entry.user or form.for_programs(leaf.entry), "stale right of programs"
             assert not entry.executable or form.may_execute(leaf.entry), "stale right to execute"
 
 

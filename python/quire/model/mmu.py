@@ -3,6 +3,9 @@
 In the order of the hardware: is the address canonical; does the TLB know the page; walk the page
 table; are the rights enough; set the accessed and dirty bits; remember. (Intel SDM 3A, 4.6 and 4.7;
 on Arm the walker of FEAT_HAFDBS.)
+
+Simplified: the kernel may do whatever a page's rights allow, whosever page it is (as without SMAP
+and SMEP), and a page that is read-only is so for the kernel too (as with CR0.WP).
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from typing import TYPE_CHECKING
 from quire.model.tlb import Tlb, TlbEntry
 
 if TYPE_CHECKING:
-    from quire.model.page_table import Leaf, PageTable
+    from collections.abc import Sequence
+
+    from quire.model.geometry import EntryFormat
+    from quire.model.page_table import Leaf, PageTable, Step
     from quire.model.trace import Trace
 
 __all__ = ["Access", "Mmu", "NonCanonicalAddress", "PageFault"]
@@ -32,15 +38,18 @@ class NonCanonicalAddress(Exception):  # noqa: N818 - it is no error of anybody
 
 
 class PageFault(Exception):  # noqa: N818 - it is no error of anybody
-    """No translation, or not the right. `error_code` has the bits that x86 pushes (SDM 3A, 4.7)."""
+    """No translation, or not the right. `error_code` has the bits that x86 pushes (SDM 3A, 4.7).
+
+    Bit 3, a reserved bit that is set in an entry, cannot come about here.
+    """
 
     PRESENT, WRITE, USER, FETCH = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 
-    def __init__(self, address: int, access: Access, present: bool) -> None:
+    def __init__(self, address: int, access: Access, present: bool, user: bool = True) -> None:
         self.address = address
         self.access = access
         self.error_code = (
-            self.USER
+            (self.USER if user else 0)
             | (self.PRESENT if present else 0)
             | (self.WRITE if access is Access.WRITE else 0)
             | (self.FETCH if access is Access.EXECUTE else 0)
@@ -55,8 +64,10 @@ class Mmu:
         self.tlb = tlb
         self.trace = trace
 
-    def translate(self, table: PageTable, asid: int, address: int, access: Access) -> int:
-        """The physical address of `address`.
+    def translate(
+        self, table: PageTable, asid: int, address: int, access: Access, *, user: bool = True
+    ) -> int:
+        """The physical address of `address`, for a program, or for the kernel if not `user`.
 
         Raises:
             PageFault: there is no translation, or it does not allow the access.
@@ -66,44 +77,50 @@ class Mmu:
         page = address >> geometry.page_bits
         offset = address & geometry.page_size - 1
         known = self.tlb.lookup(asid, page)
-        if known is not None and (
-            access is Access.READ
-            or (known.writable if access is Access.WRITE else known.executable)
+        if (
+            known is not None
+            and (known.user or not user)
+            and (
+                access is Access.READ
+                or (known.writable if access is Access.WRITE else known.executable)
+            )
         ):
+            self.tlb.hits += 1
             if self.trace.on:
                 self.trace.add("tlb hit", address=address, page=page, frame=known.frame)
             return known.frame << geometry.page_bits | offset
         if not geometry.canonical(address):
             raise NonCanonicalAddress(hex(address))
         if address >= geometry.half:
-            raise PageFault(address, access, present=False)  # the kernel's own half
+            raise PageFault(address, access, False, user)  # the kernel's own half
+        self.tlb.misses += 1
+        steps = list(table.steps(address))
         if self.trace.on:
             self.trace.add("tlb miss", address=address, page=page)
-            self._note_walk(table, address)
-        leaf = table.leaf(address)
+            self._note_walk(table, steps)
+        leaf = table.leaf_of(steps, address)
         if leaf is None:
-            raise PageFault(address, access, present=False)
-        entry = self._grant(table, leaf, address, access)
+            raise PageFault(address, access, False, user)
+        form, rights = table.format, table.format.granted([step.entry for step in steps])
+        if not _allowed(form, rights, access, user):
+            raise PageFault(address, access, True, user)
+        dirty = self._mark(table, leaf, access)
         frame = table.frame(leaf, address)
-        form = table.format
-        writable = form.may_write(entry) and bool(entry & form.dirty)
-        self.tlb.insert(asid, page, TlbEntry(frame, writable, form.may_execute(entry)))
+        writable = form.may_write(rights) and dirty
+        known = TlbEntry(frame, writable, form.may_execute(rights), form.for_programs(rights))
+        self.tlb.insert(asid, page, known)
         return frame << geometry.page_bits | offset
 
-    def _grant(self, table: PageTable, leaf: Leaf, address: int, access: Access) -> int:
-        """Checks the rights of a leaf and sets its accessed and dirty bits."""
-        form, entry = table.format, leaf.entry
-        if access is Access.WRITE and not form.may_write(entry):
-            raise PageFault(address, access, present=True)
-        if access is Access.EXECUTE and not form.may_execute(entry):
-            raise PageFault(address, access, present=True)
-        marked = entry | form.accessed | (form.dirty if access is Access.WRITE else 0)
-        if marked != entry:
+    def _mark(self, table: PageTable, leaf: Leaf, access: Access) -> bool:
+        """Sets the accessed and dirty bits of a leaf; says whether it is dirty."""
+        form = table.format
+        marked = leaf.entry | form.accessed | (form.dirty if access is Access.WRITE else 0)
+        if marked != leaf.entry:
             table.update(leaf, marked)
-        return marked
+        return bool(marked & form.dirty)
 
-    def _note_walk(self, table: PageTable, address: int) -> None:
-        for step in table.steps(address):
+    def _note_walk(self, table: PageTable, steps: Sequence[Step]) -> None:
+        for step in steps:
             self.trace.add(
                 "walk",
                 level=step.level,
@@ -112,3 +129,11 @@ class Mmu:
                 entry=step.entry,
                 valid=bool(step.entry & table.format.valid),
             )
+
+
+def _allowed(form: EntryFormat, rights: int, access: Access, user: bool) -> bool:
+    if user and not form.for_programs(rights):
+        return False
+    if access is Access.WRITE:
+        return form.may_write(rights)
+    return access is Access.READ or form.may_execute(rights)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from quire.model.geometry import Geometry
     from quire.model.physical_memory import PhysicalMemory
@@ -80,10 +80,12 @@ class PageTable:
 
     def leaf(self, address: int) -> Leaf | None:
         """The translation of `address`; None when there is none."""
-        last = None
-        for step in self.steps(address):
-            last = step
-        if last is None or not last.entry & self.format.valid:
+        return self.leaf_of(list(self.steps(address)), address)
+
+    def leaf_of(self, steps: Sequence[Step], address: int) -> Leaf | None:
+        """The translation at which the walk of `address` ended."""
+        last = steps[-1]
+        if not last.entry & self.format.valid:
             return None
         size = self.geometry.leaf_sizes[last.level]
         return Leaf(last.entry, last.level, last.table, last.index, address & -size, size)
@@ -113,8 +115,8 @@ class PageTable:
         entry = self.format.leaf(self._address_of(frame), level, writable, executable)
         self._put(table, indices[self.geometry.levels - 1 - level], entry)
 
-    def update(self, leaf: Leaf, entry: int) -> None:
-        """Rewrites the entry of a leaf."""
+    def update(self, leaf: Leaf | Step, entry: int) -> None:
+        """Rewrites an entry, which stays valid."""
         _ENTRY.pack_into(self.memory.frames[leaf.table], leaf.index * 8, entry)
 
     def unmap(self, leaf: Leaf) -> None:

@@ -13,7 +13,7 @@
     mlock ADDRESS LENGTH [ONFAULT]   munlock ADDRESS LENGTH
     mlockall [FLAG,FLAG..]           munlockall
     remap_file_pages ADDRESS LENGTH PAGE                           brk [ADDRESS]
-    limit AS|DATA|MEMLOCK|STACK SIZE
+    limit AS|DATA|MEMLOCK|STACK SIZE (with MEMLOCK goes the privilege to exceed it)
     mincore ADDRESS LENGTH           mseal ADDRESS LENGTH
     load ADDRESS [COUNT]             store ADDRESS TEXT            fetch ADDRESS
     fork NAME                        process NAME                  exit             cpu N
@@ -22,8 +22,11 @@
     maps                             smaps                         pagemap ADDRESS
     tables                           tlb                           statistics
     entry ADDRESS FRAME [PROT] [level=N]   puts a translation (at level 1 or 2 a block's) into a
-                                     page table of your own
-    translate ADDRESS [ACCESS]       walks it (or, without one, the process's) as the hardware does
+                                     page table of your own; `k` in PROT: for the kernel alone
+    entry ADDRESS none [level=N]     takes it away
+    entry ADDRESS table PROT level=N limits the rights of all below an entry of a table
+    translate ADDRESS [ACCESS] [user|kernel]   walks it (or, without one, the process's) as the
+                                     hardware does
     faults FRAMES POLICY,.. PAGE..   counts the faults of a reference string
 
 Numbers may be hexadecimal (0x..) and end in K, M, G or p (pages); an address may be a name given
@@ -61,7 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "SessionError", "Step"]
 
-_INDEX_BITS_MAX, _PAGE_BITS_MAX = 20, 20
+_INDEX_BITS_MAX, _PAGE_BITS_MAX, _ADDRESS_BITS_MAX = 20, 20, 64
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -222,11 +225,17 @@ class Session:
 
     def _own_geometry(self, page_bits: str, index_bits: str) -> Geometry:
         """The shape of a textbook's machine."""
+        if not page_bits or not index_bits:
+            raise SessionError("a machine of your own needs page_bits= and index_bits=")
         widths = tuple(self._count(width, 1) for width in index_bits.split(","))
         shape = Geometry("own", self._count(page_bits, 1), widths, X86_ENTRIES, False)
         if max(widths) > _INDEX_BITS_MAX or shape.page_bits > _PAGE_BITS_MAX:
             raise SessionError(
                 f"a table has at most {_INDEX_BITS_MAX} index bits, a page {_PAGE_BITS_MAX}"
+            )
+        if shape.address_bits > _ADDRESS_BITS_MAX:
+            raise SessionError(
+                f"{shape.address_bits} address bits: at most {_ADDRESS_BITS_MAX}, as a word has"
             )
         return shape
 
@@ -328,7 +337,8 @@ class Session:
         if name not in self.space.limits:
             raise SessionError(f"no limit {name!r}: of {', '.join(self.space.limits)}")
         self.space.limits[name] = self._count(size)
-        self.space.may_lock_beyond_limit = False
+        if name == "MEMLOCK":
+            self.space.may_lock_beyond_limit = False
         return f"RLIMIT_{name} is {self._count(size)} bytes"
 
     def _verb_munlock(self, address: str, length: str) -> str:
@@ -432,6 +442,7 @@ class Session:
         for leaf in table.leaves(0, self.machine.geometry.half):
             rights = "w" if form.may_write(leaf.entry) else "-"
             rights += "x" if form.may_execute(leaf.entry) else "-"
+            rights += "" if form.for_programs(leaf.entry) else "k"
             frame = table.frame(leaf, leaf.start)
             lines.append(f"{leaf.start:#x} -> frame {frame} r{rights} level {leaf.level}")
         return "\n".join([f"{len(table.table_frames())} tables", *lines])
@@ -465,38 +476,67 @@ class Session:
         geometry, here = self.machine.geometry, self._count(level)
         if self.own_table is None:
             self.own_table = PageTable(geometry, self.machine.memory)
+        if frame == "table":
+            return self._limit_table(self.own_table, self._address(address), prot, here)
         if here not in geometry.leaf_levels:
             raise SessionError(f"no leaf at level {here}: at {geometry.leaf_levels}")
         size = geometry.leaf_sizes[here]
-        bits, place = self._prot(prot), self._address(address) & -size
-        number, pages = self._count(frame), size >> geometry.page_bits
-        if number % pages or number >= self.own_table.frames_max:
+        place, pages = self._address(address) & -size, size >> geometry.page_bits
+        number = None if frame == "none" else self._count(frame)
+        if number is not None and (number % pages or number >= self.own_table.frames_max):
             raise SessionError(
                 f"no frame {number}: a multiple of {pages}, below {self.own_table.frames_max}"
             )
-        if place >= geometry.half or self.own_table.leaves(place, place + size):
-            raise SessionError(f"{place:#x} has a translation, or can have none")
-        self.own_table.map(
-            place,
-            number,
-            writable=bool(bits & f.PROT_WRITE),
-            executable=bool(bits & f.PROT_EXEC),
-            level=here,
-        )
+        old = self.own_table.leaves(place, place + size)
+        if place >= geometry.half or any((leaf.start, leaf.size) != (place, size) for leaf in old):
+            raise SessionError(f"{place:#x} has a translation of another size, or can have none")
+        self._own_rights(prot, 0)  # refused before anything is changed
+        for leaf in old:
+            self.own_table.unmap(leaf)
+            self.machine.shootdown(0, place >> geometry.page_bits, pages)
+        if number is None:
+            return f"page {place >> geometry.page_bits:#x} has no translation"
+        self.own_table.map(place, number, writable=False, executable=False, level=here)
+        made = self.own_table.leaf(place)
+        assert made is not None
+        self.own_table.update(made, self._own_rights(prot, made.entry))
         return f"page {place >> geometry.page_bits:#x} -> frame {number}"
 
-    def _verb_translate(self, address: str, access: str = "read") -> str:
+    def _limit_table(self, table: PageTable, place: int, prot: str, level: int) -> str:
+        form = self.machine.geometry.entries
+        step = next((step for step in table.steps(place) if step.level == level), None)
+        if step is None or not step.entry & form.valid or form.is_leaf(step.entry, level):
+            raise SessionError(f"at level {level} of {place:#x} is no table: put an entry below it")
+        if not form.all_levels:
+            raise SessionError("tables limit rights on x86-64 alone")
+        entry = self._own_rights(prot, step.entry)
+        table.update(step, entry)
+        self.machine.shootdown(0, 0, 1 << 64)
+        return f"level {level}: entry {entry:#x}"
+
+    def _own_rights(self, prot: str, entry: int) -> int:
+        """An entry with the rights `prot`: letters of rwx, and k for the kernel alone."""
+        form, bits = self.machine.geometry.entries, self._prot(prot.replace("k", ""))
+        if not bits & f.PROT_READ:
+            raise SessionError(f"{prot!r}: a valid entry can be read; `none` takes it away")
+        entry = form.with_protection(entry, bool(bits & f.PROT_WRITE), bool(bits & f.PROT_EXEC))
+        return entry & ~form.user if "k" in prot else entry | form.user
+
+    def _verb_translate(self, address: str, access: str = "read", mode: str = "user") -> str:
         geometry, place = self.machine.geometry, self._address(address)
         names = {kind.value: kind for kind in Access}
         if access not in names:
             raise SessionError(f"no access {access!r}: of {', '.join(names)}")
+        if mode not in ("user", "kernel"):
+            raise SessionError(f"no mode {mode!r}: user or kernel")
         indices = ", ".join(str(index) for index in geometry.indices(place))
         offset = place & geometry.page_size - 1
         self.machine.trace.add("indices", address=place, indices=indices, offset=offset)
         table, asid = self.own_table or self.space.table, self.space.asid
         if self.own_table is not None:
             asid = 0
-        physical = self.machine.mmu.translate(table, asid, place, names[access])
+        user = mode == "user"
+        physical = self.machine.mmu.translate(table, asid, place, names[access], user=user)
         return f"virtual {place:#x} is physical {physical:#x}"
 
     def _verb_faults(self, frames: str, policies: str, *pages: str) -> str:

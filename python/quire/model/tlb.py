@@ -29,15 +29,20 @@ class TlbEntry(NamedTuple):
     writable: bool
     """Writable, and already marked dirty in memory."""
     executable: bool
+    user: bool = True
+    """For programs, and not for the kernel alone."""
 
 
 class Tlb:
     """`size` entries in sets of `ways`; size 0 is no TLB at all.
 
+    `hits` and `misses` are counted by the MMU: an entry without the right that an access needs is
+    of no use to it, and is no hit.
+
     >>> tlb = Tlb(size=2, ways=1)
     >>> tlb.insert(1, 4, TlbEntry(9, False, False))
     >>> tlb.lookup(1, 4), tlb.lookup(2, 4)
-    (TlbEntry(frame=9, writable=False, executable=False), None)
+    (TlbEntry(frame=9, writable=False, executable=False, user=True), None)
     """
 
     def __init__(self, size: int = 64, ways: int = 4) -> None:
@@ -55,9 +60,7 @@ class Tlb:
             entry = ways.pop((asid, page), None)
             if entry is not None:
                 ways[asid, page] = entry  # now the most recently used
-                self.hits += 1
                 return entry
-        self.misses += 1
         return None
 
     def insert(self, asid: int, page: int, entry: TlbEntry) -> None:

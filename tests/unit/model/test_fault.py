@@ -25,11 +25,30 @@ def test_copy_on_write_after_fork(world):
     at = w.anonymous(1)
     w.space.store(at, b"parent")
     child = w.space.fork()
-    assert w.faults(lambda: child.load(at, 6)) == ["private page"]
+    assert w.faults(lambda: child.load(at, 6)) == []  # fork has copied the translation
     assert w.faults(lambda: child.store(at, b"child")) == ["copy on write"]
     assert w.space.load(at, 6) == b"parent"
     assert child.load(at, 6) == b"childt"
     assert w.faults(lambda: w.space.store(at, b"P")) == ["private page"]  # the last holder keeps it
+
+
+def test_fork_copies_translations_of_private_mappings(world):
+    w = world()
+    anonymous, shared = w.anonymous(3), w.anonymous(1, flags=SHARED)
+    private = w.mapped(w.file("f", b"a" * 2 * PAGE), 2, flags=PRIVATE)
+    for at in (anonymous, shared, private):
+        w.space.store(at, b"x")
+    w.space.load(anonymous + PAGE, 1)  # the zero page
+    w.space.load(private + PAGE, 1)  # a page of the file
+    child = w.space.fork()
+    places = (anonymous, anonymous + PAGE, private, private + PAGE)
+    for at in places:
+        entry, form = child.table.leaf(at).entry, child.table.format
+        assert not form.may_write(entry)
+        assert not entry & form.accessed
+        assert w.faults(lambda at=at: child.load(at, 1)) == []
+    assert child.table.leaf(anonymous + 2 * PAGE) is None
+    assert child.table.leaf(shared) is None  # what an object has, a fault finds
 
 
 def test_private_file_page_is_copied_at_the_first_store(world):

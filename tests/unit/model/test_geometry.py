@@ -44,6 +44,12 @@ def test_indices_and_offset_make_the_address(name):
     assert rebuilt == address
 
 
+@pytest.mark.parametrize(("name", "entry"), [("x86-64", 0x27), ("aarch64-4k", 0x443)])
+def test_leaves_have_the_bits_of_the_architecture(name, entry):
+    """Valid, for programs, accessed; writable on x86; a page on Arm."""
+    assert GEOMETRIES[name].entries.leaf(0x5000, 0, True, True) == 0x5000 | entry
+
+
 def test_canonical_addresses():
     x86 = GEOMETRIES["x86-64"]
     assert x86.canonical((1 << 47) - 1)

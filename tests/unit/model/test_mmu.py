@@ -54,6 +54,51 @@ def test_error_codes(table, mmu, access, absent, forbidden):
         mmu.translate(table, 1, PAGE, Access.READ)
 
 
+def test_hits_are_those_that_spare_a_walk(table, mmu):
+    table.map(PAGE, 3, writable=True, executable=False)
+    mmu.translate(table, 1, PAGE, Access.READ)
+    mmu.translate(table, 1, PAGE, Access.READ)
+    mmu.translate(table, 1, PAGE, Access.WRITE)  # known as clean: walks again
+    mmu.translate(table, 1, PAGE, Access.WRITE)
+    kinds = [event.kind for event in mmu.trace.take()]
+    assert (mmu.tlb.hits, mmu.tlb.misses) == (2, 2)
+    assert (kinds.count("tlb hit"), kinds.count("tlb miss")) == (2, 2)
+
+
+def test_pages_of_the_kernel_alone(table, mmu):
+    table.map(PAGE, 3, writable=True, executable=False)
+    leaf = table.leaf(PAGE)
+    table.update(leaf, leaf.entry & ~table.format.user)
+    for _ in range(2):  # the second time with the page in the TLB
+        with pytest.raises(PageFault) as fault:
+            mmu.translate(table, 1, PAGE, Access.READ)
+        assert fault.value.error_code == 0b101
+        mmu.translate(table, 1, PAGE, Access.WRITE, user=False)
+    with pytest.raises(PageFault) as fault:
+        mmu.translate(table, 1, PAGE, Access.EXECUTE, user=False)
+    assert fault.value.error_code == 0b10001
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_every_table_of_x86_can_limit_rights(mmu, level):
+    geometry = GEOMETRIES["x86-64"]
+    form, table = geometry.entries, PageTable(geometry, PhysicalMemory(geometry.page_size))
+    table.map(PAGE, 3, writable=True, executable=True)
+    step = next(step for step in table.steps(PAGE) if step.level == level)
+    for entry, access, code in (
+        (step.entry & ~form.writable, Access.WRITE, 0b111),
+        (step.entry & ~form.user, Access.READ, 0b101),
+        (step.entry | form.no_execute, Access.EXECUTE, 0b10101),
+    ):
+        table.update(step, entry)
+        with pytest.raises(PageFault) as fault:
+            mmu.translate(table, 1, PAGE, access)
+        assert fault.value.error_code == code
+    table.update(step, step.entry)
+    for access in Access:
+        mmu.translate(table, 1, PAGE, access)
+
+
 def test_accessed_and_dirty_bits(table, mmu):
     form = table.format
     table.map(PAGE, 3, writable=True, executable=False)

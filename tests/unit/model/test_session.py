@@ -81,7 +81,12 @@ def test_failed_calls_and_accesses_are_answers():
         ("machine frames=0", "at least 1"),
         ("machine frames=many", "no number"),
         ("machine tlb=-1", "at least 0"),
-        ("machine page_bits=8", "no number"),
+        ("machine page_bits=8", "needs page_bits= and index_bits="),
+        ("machine page_bits=16 index_bits=20,20,20", "76 address bits"),
+        ("entry 0 1 -", "can be read"),
+        ("entry 0 1 w", "can be read"),
+        ("entry 0 table r level=1", "is no table"),
+        ("translate 0 read supervisor", "user or kernel"),
         ("machine page_bits=8 index_bits=4,x", "no number"),
         ("machine page_bits=12 index_bits=40", "at most 20 index bits"),
         ("file f -1", "at least 0"),
@@ -111,8 +116,10 @@ def test_translation_with_tables_of_ones_own():
     assert step.events[0].facts["indices"] == "0, 31"
     assert "page fault" in session.do("translate 0x3e7 write").error
     assert session.do("tables").result.endswith("0x3e0 -> frame 9 r-- level 0")
-    with pytest.raises(SessionError, match="has a translation"):
-        session.do("entry 0x3e0 4")
+    session.do("entry 0x3e0 4")  # in the place of the old one
+    assert session.do("translate 0x3e7 write").result.endswith("0x87")
+    assert session.do("entry 0x3e0 none").result == "page 0x1f has no translation"
+    assert "error code 0x4" in session.do("translate 0x3e7").error
 
 
 def test_blocks_in_tables_of_ones_own():
@@ -125,6 +132,31 @@ def test_blocks_in_tables_of_ones_own():
     assert [e.facts["level"] for e in step.events if e.kind == "walk"] == [3, 2]
     with pytest.raises(SessionError, match="has a translation"):
         session.do("entry 0x80000000 1")
+
+
+def test_rights_in_tables_of_ones_own():
+    session = Session()
+    session.do("entry 0x1000 7 rwk")
+    session.do("entry 0x2000 8 rwx")
+    assert "error code 0x5" in session.do("translate 0x1000").error
+    assert session.do("translate 0x1000 write kernel").result.endswith("0x7000")
+    assert "error code 0x11" in session.do("translate 0x1000 execute kernel").error
+    assert session.do("tables").result.splitlines()[1] == "0x1000 -> frame 7 rw-k level 0"
+    assert session.do("translate 0x2000 write").error is None
+    session.do("entry 0x2000 table rx level=2")
+    assert "error code 0x7" in session.do("translate 0x2000 write").error
+    session.do("machine geometry=aarch64-4k")
+    session.do("entry 0x2000 8 rw")
+    with pytest.raises(SessionError, match="x86-64 alone"):
+        session.do("entry 0x2000 table r level=2")
+
+
+def test_limits_of_other_kinds_leave_the_privilege_to_lock():
+    session = Session()
+    session.do("limit AS 1G")
+    assert session.do("mmap 16M rw locked as=a").error is None
+    session.do("limit MEMLOCK 1M")
+    assert session.do("mmap 2M rw locked").error.startswith("EAGAIN")
 
 
 def test_machine_with_one_table():

@@ -17,7 +17,6 @@ def test_least_recently_used_of_a_set_gives_way():
     assert tlb.lookup(1, 0) == entry(0)
     tlb.insert(1, 1, entry(1))
     assert tlb.lookup(1, 4)
-    assert (tlb.hits, tlb.misses) == (3, 1)
 
 
 def test_address_spaces_do_not_see_each_other():

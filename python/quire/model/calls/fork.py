@@ -14,6 +14,7 @@ from quire.model.page import Page
 from quire.model.vma import Lineage
 
 if TYPE_CHECKING:
+    from quire.model.page_table import Leaf
     from quire.model.space import Space
     from quire.model.vma import Vma
 
@@ -43,7 +44,7 @@ def _inherit(parent: Space, child: Space, vma: Vma) -> None:
     copy = replace(vma, flags=vma.flags & ~f.LOCKED_MASK, lineage=family)
     child.vmas.insert(copy)
     if family is None:
-        return  # no private page can be there; what the zero page showed shows again
+        return  # no private page can be there: what the parent sees, a fault shows the child
     first, last = vma.start >> parent.page_bits, vma.end >> parent.page_bits
     for number in parent.held(first, last):
         held = parent.overlay[number]
@@ -53,3 +54,17 @@ def _inherit(parent: Space, child: Space, vma: Vma) -> None:
             child.overlay[number] = held
     for leaf in parent.table.leaves(vma.start, vma.end):
         parent.protect_translation(max(leaf.start, vma.start) >> parent.page_bits)
+        if leaf.level == 0:
+            _copy_translation(parent, child, copy, leaf)
+
+
+def _copy_translation(parent: Space, child: Space, vma: Vma, leaf: Leaf) -> None:
+    """Shows the child what the parent sees, read-only and not yet accessed (`copy_present_ptes`).
+
+    Simplified: huge pages are not shown; the child's faults bring them in page by page.
+    """
+    page = parent.machine.memory.pages[parent.table.frame(leaf, leaf.start)]
+    child.install(leaf.start >> parent.page_bits, page, vma, writable=False)
+    new = child.table.leaf(leaf.start)
+    assert new is not None
+    child.table.update(new, new.entry & ~child.table.format.accessed)
