@@ -1,11 +1,13 @@
 """`python -m quire.testing.replay`: its report, its exit codes, its rules of comparison."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from quire.model import GEOMETRIES
+from quire.model import GEOMETRIES, AddressSpace
 from quire.testing.replay import kernel_world, native
 from quire.testing.replay import replay as replay_module
 from quire.testing.replay.__main__ import main
@@ -100,6 +102,13 @@ WRONG_FILES = {
     "no outcomes": (json.dumps({"id": "r", "ops": [MMAP]}), "1 operations, but 0 outcomes"),
     "empty": ("", "holds no rows"),
     "meta alone": ('{"meta": {}}', "holds no rows"),
+    "operations no list": ('{"id": "r", "ops": 5, "out": []}', "row r: 'ops' is not"),
+    "outcome no object": (json.dumps({"id": "r", "ops": [MMAP], "out": [3]}), "'out' is not"),
+    "file no object": ('{"ops": [], "out": [], "files": {"f": 3}}', "'files' is not"),
+    "advisory": ('{"ops": [], "out": [], "advisory_from": "x"}', "'advisory_from' is not"),
+    "tags": ('{"ops": [], "out": [], "tags": [7]}', "'tags' is not"),
+    "shmem": ('{"ops": [], "out": [], "out_shmem": {"7": {}}}', "'out_shmem' is not"),
+    "length": ('{"ops": [{"op": "load", "n": "x"}], "out": [{}]}', "load: 'n' is no number: 'x'"),
 }
 
 
@@ -130,6 +139,10 @@ WRONG_OPERATIONS = {
     "there is no operation 'fly'": {"op": "fly"},
     "there is no operation 'address'": {"op": "address"},
     "load: no 'at'": {"op": "load"},
+    "store: no 'byte'": {"op": "store", "at": 0},
+    "load: no 'var'": {"op": "load", "at": {}},
+    "open: no 'append-only'": {"op": "open", "file": "f", "fd": "f", "mode": "append-only"},
+    "mprotect: no 'q'": {"op": "mprotect", "at": 0, "len": 1, "prot": "q"},
     "load: no 'v'": {"op": "load", "at": {"var": "v"}},
     "madvise: no 'NOPE'": {"op": "madvise", "at": 0, "len": 1, "advice": "NOPE"},
     "fsize: no 'f'": {"op": "fsize", "fd": "f"},
@@ -155,6 +168,37 @@ def test_wrong_options(option, capsys):
         main([str(FEW), option])
     assert left.value.code == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--frames=4", "--tlb=off", "--geometry=aarch64-4k", "--checked"]
+)
+def test_the_kernel_has_no_options_of_the_model(option, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([str(FEW), "--on=kernel", option])
+    assert left.value.code == 2
+    assert "not --on kernel" in capsys.readouterr().err
+
+
+def test_a_bug_of_the_model_is_not_blamed_on_the_row(monkeypatch):
+    monkeypatch.setattr(AddressSpace, "munmap", lambda *_: {}["bug"])
+    row = Row("fine", True, {}, [{"op": "munmap", "at": 0, "len": 1}], [{"ok": 0}])
+    with pytest.raises(KeyError, match="bug"):
+        replay([row], Setting())
+
+
+def test_the_model_is_replayed_without_the_core_numpy_or_pytest():
+    """Where the kernel's side cannot even be imported."""
+    absent = ("quire._core", "numpy", "pytest", "resource", "fcntl")
+    program = f"""if True:
+        import runpy, sys
+        sys.modules.update(dict.fromkeys({absent}))
+        sys.argv = ["replay", "--on", "model", {str(FEW)!r}, "--json"]
+        runpy.run_module("quire.testing.replay", run_name="__main__")
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mismatches"] == []
 
 
 def test_outcomes_compare():

@@ -17,7 +17,7 @@ from quire.model.mmu import Mmu
 from quire.model.pageout import Pageout
 from quire.model.physical_memory import PhysicalMemory
 from quire.model.swap import Swap
-from quire.model.tlb import Tlb
+from quire.model.tlb import Tlb, usual_ways
 from quire.model.trace import Trace
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class Machine:
 
     Parameters: geometry: how addresses are translated. frames: how many pages may be in memory
         beside wired ones; None for as many as are asked for. swap: slots of swap; 0 for none, None
-        without end. tlb: entries of each CPU's TLB; 0 for none. cpus: how many; `cpu` says which
-        one runs. disk_blocks: size of the disk in pages; None without end. memory_bytes: what the
-        machine says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a single
-        request beyond memory and swap, 1 nothing, 2 what exceeds half of memory plus swap in sum.
+        without end. tlb: entries of each CPU's TLB; 0 for none. tlb_ways: in how many of them a
+        page may lie; None for up to 4, as many as divide the entries. cpus: how many; `cpu` says
+        which one runs. disk_blocks: size of the disk in pages; None without end. memory_bytes: what
+        the machine says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a
+        single request beyond memory and swap, 1 nothing, 2 what exceeds half of memory plus swap in
+        sum.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Machine:
         swap: int | None = 0,
         policy: Policy[Page] | None = None,
         tlb: int = 64,
-        tlb_ways: int = 4,
+        tlb_ways: int | None = None,
         cpus: int = 1,
         disk_blocks: int | None = None,
         memory_bytes: int = 4 << 30,
@@ -62,7 +64,8 @@ class Machine:
         self.swap = Swap(self.trace, swap)
         self.disk = Disk(self.trace, disk_blocks)
         self.pageout = Pageout(self.memory, self.swap, self.trace, frames, policy)
-        self.cpus = [Mmu(Tlb(tlb, tlb_ways), self.trace) for _ in range(cpus)]
+        ways = usual_ways(tlb) if tlb_ways is None else tlb_ways
+        self.cpus = [Mmu(Tlb(tlb, ways), self.trace) for _ in range(cpus)]
         self.cpu = 0
         self.memory_bytes = memory_bytes
         self.overcommit = overcommit

@@ -209,14 +209,12 @@ class Session:
             raise SessionError(f"no geometry {geometry!r}: of {', '.join(GEOMETRIES)}")
         if policy not in POLICIES:
             raise SessionError(f"no policy {policy!r}: of {', '.join(POLICIES)}")
-        size = self._count(tlb)
         machine = Machine(
             shape,
             frames=self._count(frames, 1) if frames else None,
             swap=None if swap == "endless" else self._count(swap),
             policy=POLICIES[policy](),
-            tlb=size,
-            tlb_ways=next(ways for ways in (4, 3, 2, 1) if size % ways == 0),
+            tlb=self._count(tlb),
             cpus=self._count(cpus, 1),
             disk_blocks=self._count(disk) if disk else None,
         )
@@ -428,7 +426,8 @@ class Session:
     def _verb_smaps(self) -> str:
         return "\n".join(
             f"{entry.line}\n  rss {entry.rss} pss {entry.pss:.0f} shared {entry.shared}"
-            f" private {entry.private} anonymous {entry.anonymous} swap {entry.swap}"
+            f" private {entry.private} dirty {entry.shared_dirty + entry.private_dirty}"
+            f" anonymous {entry.anonymous} swap {entry.swap} locked {entry.locked}"
             for entry in smaps(self.space)
         )
 
@@ -467,6 +466,7 @@ class Session:
                 f"swap: {machine.swap.writes} out, {machine.swap.reads} in, "
                 f"{len(machine.swap.slots)} slots in use",
                 f"disk: {machine.disk.reads} reads, {machine.disk.writes} writes",
+                f"faults: {self.space.minor_faults} minor, {self.space.major_faults} major",
             )
         )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Tlb", "TlbEntry"]
+__all__ = ["Tlb", "TlbEntry", "usual_ways"]
 
 Key = tuple[int, int]
 
@@ -88,3 +88,8 @@ class Tlb:
         for ways in self.sets:
             for (asid, page), entry in ways.items():
                 yield asid, page, entry
+
+
+def usual_ways(size: int) -> int:
+    """The ways of a TLB of `size` entries when nothing else is asked: at most 4."""
+    return next(ways for ways in (4, 3, 2, 1) if size % ways == 0)

@@ -21,19 +21,42 @@ find what was left behind; `children` runs a function in an interpreter of its o
 Needs pytest: ``pip install quire[test]``.
 """
 
-import pytest
+from __future__ import annotations
 
-pytest.register_assert_rewrite(
-    "quire.testing.pmap_contract",
-    "quire.testing.pmap_errors",
-    "quire.testing.state_machine",
-    "quire.testing.store_contract",
-    "quire.testing.write_contract",
-    "quire.testing.write_errors",
-)
+import importlib
+import sys
+from typing import TYPE_CHECKING
 
-from quire.testing.pmap_contract import PmapContract  # noqa: E402 (after the registration)
-from quire.testing.store_contract import PythonStoreContract, StoreContract  # noqa: E402
-from quire.testing.write_contract import WriteContract  # noqa: E402
+if TYPE_CHECKING:
+    from quire.testing.pmap_contract import PmapContract
+    from quire.testing.store_contract import PythonStoreContract, StoreContract
+    from quire.testing.write_contract import WriteContract
 
 __all__ = ["PmapContract", "PythonStoreContract", "StoreContract", "WriteContract"]
+
+_MODULE_OF_NAME = {
+    "PmapContract": "quire.testing.pmap_contract",
+    "PythonStoreContract": "quire.testing.store_contract",
+    "StoreContract": "quire.testing.store_contract",
+    "WriteContract": "quire.testing.write_contract",
+}
+
+_running = sys.modules.get("pytest")
+if _running is not None:
+    _running.register_assert_rewrite(
+        "quire.testing.pmap_contract",
+        "quire.testing.pmap_errors",
+        "quire.testing.state_machine",
+        "quire.testing.store_contract",
+        "quire.testing.write_contract",
+        "quire.testing.write_errors",
+    )
+
+
+def __getattr__(name: str) -> object:
+    """Loads a contract at first use: `quire.testing.replay` needs neither pytest nor the core."""
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'quire.testing' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_MODULE_OF_NAME[name]), name)
+    globals()[name] = value
+    return value

@@ -1,5 +1,6 @@
 import pytest
 
+from quire.model import Machine
 from quire.model.tlb import Tlb, TlbEntry
 
 
@@ -45,6 +46,11 @@ def test_no_tlb_at_all():
     assert tlb.lookup(1, 1) is None
     tlb.flush(1, 0, 10)
     assert list(tlb.entries()) == []
+
+
+@pytest.mark.parametrize(("size", "ways"), [(0, 0), (1, 1), (6, 3), (7, 1), (64, 4)])
+def test_machine_divides_its_tlb(size, ways):
+    assert Machine(tlb=size).mmu.tlb.ways == ways
 
 
 def test_ways_must_divide_the_size():

@@ -26,18 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--frames", type=_frames, help="frames for pages; with it, swap without end"
     )
-    parser.add_argument("--tlb", type=_entries, default=64, help="entries of the TLB, or off")
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="x86-64")
+    parser.add_argument("--tlb", type=_entries, help="entries of the TLB (64), or off")
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), help="(x86-64)")
     parser.add_argument("--checked", action="store_true", help="invariants after every operation")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args(arguments)
-    setting = Setting(
-        on=given.on,
-        frames=given.frames,
-        tlb=given.tlb,
-        geometry=given.geometry,
-        checked=given.checked,
-    )
+    of_the_model = ("frames", "tlb", "geometry", "checked")
+    chosen = {name: value for name in of_the_model if (value := getattr(given, name)) is not None}
+    if given.on == "kernel" and any(name != "checked" or value for name, value in chosen.items()):
+        parser.error("--frames, --tlb, --geometry and --checked are of the model: not --on kernel")
+    setting = Setting(on=given.on, **chosen)
     try:
         rows = [row for path in given.files for row in read_rows(path)]
     except RowError as error:

@@ -29,7 +29,7 @@ from quire.testing.replay.model_world import (
     protection,
 )
 from quire.testing.replay.native import Fault, helper
-from quire.testing.replay.rows import PAGE, digest, page_token, stored_bytes
+from quire.testing.replay.rows import PAGE, Missing, Names, digest, page_token, stored_bytes
 
 if TYPE_CHECKING:
     from quire.testing.replay.rows import Op, Outcome
@@ -68,15 +68,15 @@ class KernelProcess:
     def __init__(self, paths: dict[str, str]) -> None:
         self.paths = paths
         self.names = {os.stat(path).st_ino: name for name, path in paths.items()}  # noqa: PTH116
-        self.variables: dict[str, int] = {}
-        self.fds: dict[str, int] = {}
+        self.variables: Names[int] = Names()
+        self.fds: Names[int] = Names()
         self.native = helper()
 
     def do(self, op: Op) -> Outcome:
         """The outcome of one operation."""
         try:
-            return action_of(self, op)(op)
-        except KeyError as error:
+            return action_of(self, op)(Names(op))
+        except Missing as error:
             return malformed(op, error)
         except OSError as error:
             return {"err": _ERRNO[error.errno or 0]}
@@ -92,7 +92,7 @@ class KernelProcess:
             return self.variables[at]
         if "abs" in at:
             return int(at["abs"])
-        return self.variables[at["var"]] + int(at.get("delta", 0))
+        return self.variables[Names(at)["var"]] + int(at.get("delta", 0))
 
     def _relative(self, address: int) -> Any:
         if ARENA <= address < ARENA_END + PAGE:
@@ -239,7 +239,7 @@ class KernelProcess:
 
     def _open(self, op: Op) -> Outcome:
         path = self.paths.get(op["file"], op["file"])
-        self.fds[op["fd"]] = os.open(str(path), _MODES[op["mode"]])
+        self.fds[op["fd"]] = os.open(str(path), Names(_MODES)[op["mode"]])
         return {"ok": 0}
 
     def _pipe(self, op: Op) -> Outcome:
@@ -247,7 +247,8 @@ class KernelProcess:
         return {"ok": 0}
 
     def _close(self, op: Op) -> Outcome:
-        os.close(self.fds.pop(op["fd"]))
+        os.close(self.fds[op["fd"]])
+        del self.fds[op["fd"]]
         return {"ok": 0}
 
     def _pread(self, op: Op) -> Outcome:

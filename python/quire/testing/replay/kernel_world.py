@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from quire.testing.replay.kernel_process import KernelProcess
 from quire.testing.replay.model_world import malformed
 from quire.testing.replay.native import helper
-from quire.testing.replay.rows import pattern
+from quire.testing.replay.rows import Missing, pattern
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -93,7 +93,7 @@ class KernelWorld:
         """The outcome of one operation."""
         number = self._numbers.get(op.get("proc", "p0"))
         if number is None:
-            return malformed(op, KeyError(op["proc"]))
+            return malformed(op, Missing(op["proc"]))
         if op["op"] == "fork":
             child = len(self._numbers)
             self._numbers[op["child"]] = child

@@ -9,7 +9,7 @@ from quire.model import AddressSpace, CallError, Machine, OpenFile, Signalled
 from quire.model import flags as f
 from quire.model.invariants import check
 from quire.model.views import maps
-from quire.testing.replay.rows import digest, page_token, pattern, stored_bytes
+from quire.testing.replay.rows import Missing, Names, digest, page_token, pattern, stored_bytes
 from quire.testing.replay.scale import Scale
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def bits(names: dict[str, int], value: Any) -> int:
         return value
     total = 0
     for part in value if isinstance(value, list) else [value]:
-        total |= part if isinstance(part, int) else names[part]
+        total |= part if isinstance(part, int) else Names(names)[part]
     return total
 
 
@@ -60,22 +60,23 @@ def protection(value: Any) -> int:
     """A protection given as letters or as a number."""
     if isinstance(value, int):
         return value
-    return sum({"r": f.PROT_READ, "w": f.PROT_WRITE, "x": f.PROT_EXEC}[letter] for letter in value)
+    letters = Names({"r": f.PROT_READ, "w": f.PROT_WRITE, "x": f.PROT_EXEC})
+    return sum(letters[letter] for letter in value)
 
 
 def action_of(world: object, op: Op) -> Callable[[Op], Outcome]:
     """The method for an operation.
 
     Raises:
-        KeyError: there is no such operation.
+        Missing: there is no such operation.
     """
-    action: Callable[[Op], Outcome] | None = getattr(world, "_" + op["op"], None)
+    action: Callable[[Op], Outcome] | None = getattr(world, f"_{op['op']}", None)
     if action is None or op["op"] not in OPERATIONS:
-        raise KeyError(op["op"])
+        raise Missing(op["op"])
     return action
 
 
-def malformed(op: Op, error: KeyError) -> Outcome:
+def malformed(op: Op, error: Missing) -> Outcome:
     """The outcome of an operation that the format does not know, or that lacks something."""
     what = error.args[0]
     if what == op["op"]:
@@ -90,8 +91,8 @@ class Process:
         self, space: AddressSpace, variables: dict[str, int], files: dict[str, OpenFile]
     ) -> None:
         self.space = space
-        self.variables = variables
-        self.files = files
+        self.variables = Names(variables)
+        self.files = Names(files)
 
 
 class ModelWorld:
@@ -110,7 +111,7 @@ class ModelWorld:
         space = AddressSpace(machine)
         for name in ("STACK", "MEMLOCK"):
             space.limits[name] = self.scale.up(_USUAL_LIMIT)
-        self.processes = {"p0": Process(space, {}, {})}
+        self.processes = Names({"p0": Process(space, {}, {})})
         self.p = self.processes["p0"]
 
     @property
@@ -122,8 +123,8 @@ class ModelWorld:
         """The outcome of one operation."""
         try:
             self.p = self.processes[op.get("proc", "p0")]
-            outcome = action_of(self, op)(op)
-        except KeyError as error:
+            outcome = action_of(self, op)(Names(op))
+        except Missing as error:
             return malformed(op, error)
         except CallError as error:
             outcome = {"err": error.errno}
@@ -144,7 +145,7 @@ class ModelWorld:
             return self.p.variables[at]
         if "abs" in at:
             return self._word(at["abs"])
-        return self.p.variables[at["var"]] + self.scale.up(at.get("delta", 0))
+        return self.p.variables[Names(at)["var"]] + self.scale.up(at.get("delta", 0))
 
     def _relative(self, address: int) -> Any:
         if ARENA <= address < ARENA + (ARENA_PAGES + 1) * self.geometry.page_size:
@@ -306,7 +307,7 @@ class ModelWorld:
 
     def _open(self, op: Op) -> Outcome:
         name = op["file"]
-        readable, writable = _MODES[op["mode"]]
+        readable, writable = Names(_MODES)[op["mode"]]
         kind = "regular" if name in self.files else _kind(name)
         if name in self.unlinked or kind is None:
             raise CallError("ENOENT", f"there is no {name}")
@@ -329,6 +330,7 @@ class ModelWorld:
         return {"ok": 0}
 
     def _close(self, op: Op) -> Outcome:
+        self._fd(op)
         del self.p.files[op["fd"]]
         return {"ok": 0}
 

@@ -7,12 +7,14 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "Missing",
+    "Names",
     "Op",
     "Outcome",
     "Row",
@@ -30,6 +32,22 @@ PAGE = 4096
 
 Op = dict[str, Any]
 Outcome = dict[str, Any]
+
+
+Value = TypeVar("Value")
+
+_NUMBERS = {"len", "off", "n", "old", "new", "size", "page", "pages", "pgoff", "byte", "seed"}
+
+
+class Missing(Exception):  # noqa: N818 - it says what it is
+    """What an operation needs and the row does not have."""
+
+
+class Names(dict[str, Value]):
+    """What a row has by name; what it does not have is `Missing`, and no bug of the replay."""
+
+    def __missing__(self, name: str) -> Value:
+        raise Missing(name)
 
 
 class RowError(ValueError):
@@ -82,12 +100,42 @@ def _rows(raw: Any) -> list[Row]:
             return []
         raise RowError('an object without "ops" that is neither "meta" nor "stats"')
     name, outcomes = raw.get("id", "without id"), raw.get("out", [])
+    _check(name, raw)
     for op in raw["ops"]:
         if not isinstance(op, dict) or "op" not in op:
             raise RowError(f'row {name}: {op!r} is no operation: an object with "op" is')
+        for field in _NUMBERS & op.keys():
+            if not isinstance(op[field], int):
+                raise RowError(f"row {name}: {op['op']}: {field!r} is no number: {op[field]!r}")
     if len(outcomes) != len(raw["ops"]):
         raise RowError(f"row {name}: {len(raw['ops'])} operations, but {len(outcomes)} outcomes")
     return _both_kinds(raw)
+
+
+def _check(name: str, raw: dict[str, Any]) -> None:
+    """Raises `RowError` for a part of a row that is not of its kind."""
+    shmem, files, count = raw.get("out_shmem", {}), raw.get("files") or {}, len(raw.get("out", ()))
+    advisory = raw.get("advisory_from")
+    for part, is_right in (
+        ("ops", isinstance(raw["ops"], list)),
+        ("out", _all_objects(raw.get("out", []), list)),
+        ("files", _all_objects(files, dict)),
+        ("tags", all(isinstance(tag, str) for tag in raw.get("tags") or ())),
+        ("advisory_from", advisory is None or isinstance(advisory, int)),
+        ("out_shmem", _all_objects(shmem, dict) and _are_indices(shmem, count)),
+    ):
+        if not is_right:
+            raise RowError(f"row {name}: {part!r} is not what the format says: {raw[part]!r}")
+
+
+def _all_objects(value: Any, kind: type) -> bool:
+    """Whether a value is a list, or an object, of objects."""
+    ones = value.values() if isinstance(value, dict) else value
+    return isinstance(value, kind) and all(isinstance(one, dict) for one in ones)
+
+
+def _are_indices(outcomes: dict[str, Any], count: int) -> bool:
+    return all(index.isdecimal() and int(index) < count for index in outcomes)
 
 
 def _both_kinds(raw: dict[str, Any]) -> list[Row]:
