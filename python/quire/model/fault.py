@@ -41,14 +41,20 @@ def supply(space: Space, vma: Vma, address: int, *, write: bool) -> None:
     """Brings the page at `address` in and shows it, whatever the rights of the VMA."""
     if space.overlay.get(address >> space.page_bits) is Marker.GUARD:
         raise Signalled("SIGSEGV", "SEGV_MAPERR", address)
+    machine = space.machine
+    reads = machine.disk.reads + machine.swap.reads
     try:
         if vma.private:
             _private(space, vma, address, write)
         else:
             _shared(space, vma, address, write)
     except DiskError as error:
-        space.machine.trace.add("disk error", errno=error.errno)
+        machine.trace.add("disk error", errno=error.errno)
         raise Signalled("SIGBUS", "BUS_ADRERR", address) from None
+    if machine.disk.reads + machine.swap.reads > reads:
+        space.major_faults += 1
+    else:
+        space.minor_faults += 1
 
 
 def find_family(space: Space, vma: Vma) -> None:
@@ -136,8 +142,8 @@ def _allowed(vma: Vma, access: Access) -> bool:
     return vma.accessible
 
 
-def _object_page(space: Space, vma: Vma, address: int) -> Page:
-    """The page that the VMA's object has for `address`."""
+def _object_page(space: Space, vma: Vma, address: int) -> tuple[Page, str]:
+    """The page that the VMA's object has for `address`, and where it came from."""
     assert vma.object is not None
     index = vma.index(address, space.page_bits)
     if index >= vma.object.page_count():
@@ -147,14 +153,14 @@ def _object_page(space: Space, vma: Vma, address: int) -> Page:
     page = vma.object.page(index)
     _refuse_poison(page, address)
     read = machine.disk.reads + machine.swap.reads > reads
-    _note(space, "page cache" if cached else "page in" if read else "new page", address, page)
-    return page
+    return page, "page cache" if cached else "page in" if read else "new page"
 
 
 def _shared(space: Space, vma: Vma, address: int, write: bool) -> None:
-    page = _object_page(space, vma, address)
+    page, kind = _object_page(space, vma, address)
     if write:
         page.owner.before_store(page)  # type: ignore[union-attr]
+    _note(space, kind, address, page)
     writable = write or (page.dirty and bool(vma.flags & f.WRITE))
     space.install(address >> space.page_bits, page, vma, writable=writable)
 
@@ -167,7 +173,8 @@ def _private(space: Space, vma: Vma, address: int, write: bool) -> None:
     elif write:
         _first_store(space, vma, address)
     elif not vma.anonymous:
-        page = _object_page(space, vma, address)
+        page, kind = _object_page(space, vma, address)
+        _note(space, kind, address, page)
         space.install(number, page, vma, writable=False)
     elif not _block(space, vma, address):
         _note(space, "zero page", address, None)
@@ -182,6 +189,7 @@ def _held_page(space: Space, vma: Vma, address: int, held: Page, write: bool) ->
     _refuse_poison(held, address)
     if write and len(held.holders) > 1:
         content = pageout.content(held)
+        space.machine.trace.add("copy", source=held.frame)
         _own(space, vma, address, content, "copy on write")
         return
     swapped = held.frame is None
@@ -200,8 +208,9 @@ def _first_store(space: Space, vma: Vma, address: int) -> None:
         if not _block(space, vma, address):
             _own(space, vma, address, None, "zero fill")
         return
-    source = _object_page(space, vma, address)
+    source, kind = _object_page(space, vma, address)
     content = space.machine.pageout.content(source)
+    space.machine.trace.add("copy", source=source.frame, of=kind)
     _own(space, vma, address, content, "copy on write")
 
 

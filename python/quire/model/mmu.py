@@ -71,7 +71,8 @@ class Mmu:
 
         Raises:
             PageFault: there is no translation, or it does not allow the access.
-            NonCanonicalAddress: the upper bits are not copies of the highest translated one.
+            NonCanonicalAddress: the upper bits are not copies of the highest translated one. (So
+                with every geometry; Arm would raise an ordinary page fault, SEGV_MAPERR.)
         """
         geometry = table.geometry
         page = address >> geometry.page_bits

@@ -64,6 +64,8 @@ class Space:
         self.brk_start = self.brk_end = machine.brk_start
         self.locked_drift = 0
         """Bytes that MREMAP_DONTUNMAP unlocked without uncounting them, as Linux does."""
+        self.minor_faults = self.major_faults = 0
+        """Faults resolved without I/O, and with it (getrusage(2))."""
         self._volatile: list[int] = []
         self.alive = True
 

@@ -47,18 +47,40 @@ def _line(space: Space, vma: Vma) -> MapsLine:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class SmapsEntry:
-    """What /proc/PID/smaps counts of one mapping, in bytes. Pss is shared out among all who map."""
+    """What /proc/PID/smaps counts of one mapping, in bytes.
+
+    `pss` and `swap_pss` are shared out among all who have a page; of swap, as in Linux, private
+    pages alone. `swap` has the pages of shared memory that are there, too.
+    """
 
     line: MapsLine
-    rss: int
-    pss: float
-    shared: int
-    private: int
-    anonymous: int
-    swap: int
-    locked: int
+    rss: int = 0
+    pss: float = 0.0
+    shared_clean: int = 0
+    shared_dirty: int = 0
+    private_clean: int = 0
+    private_dirty: int = 0
+    anonymous: int = 0
+    swap: int = 0
+    swap_pss: float = 0.0
+    locked: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes mapped."""
+        return self.line.end - self.line.start
+
+    @property
+    def shared(self) -> int:
+        """Bytes in memory that others show as well."""
+        return self.shared_clean + self.shared_dirty
+
+    @property
+    def private(self) -> int:
+        """Bytes in memory that are shown here alone."""
+        return self.private_clean + self.private_dirty
 
 
 def smaps(space: Space) -> list[SmapsEntry]:
@@ -67,26 +89,40 @@ def smaps(space: Space) -> list[SmapsEntry]:
 
 
 def _smaps_entry(space: Space, vma: Vma) -> SmapsEntry:
-    page_size = space.geometry.page_size
-    memory = space.machine.memory
-    rss = shared = anonymous = 0
-    pss = 0.0
+    size, memory, form = space.geometry.page_size, space.machine.memory, space.table.format
+    entry = SmapsEntry(_line(space, vma))
     for number in _shown(space, vma):
         leaf = space.table.leaf(number << space.page_bits)
         assert leaf is not None
         page = memory.pages[space.table.frame(leaf, number << space.page_bits)]
         if page is None:
             continue  # the zero page is nobody's
-        rss += page_size
+        entry.rss += size
         users = max(len(page.mappings), len(page.holders))
-        pss += page_size / users
-        shared += page_size if users > 1 else 0
-        anonymous += page_size if page.owner is None else 0
-    held = space.held(vma.start >> space.page_bits, vma.end >> space.page_bits)
-    pages = [space.overlay[number] for number in held]
-    swap = sum(page_size for page in pages if isinstance(page, Page) and page.frame is None)
-    locked = rss if vma.flags & f.LOCKED else 0
-    return SmapsEntry(_line(space, vma), rss, pss, shared, rss - shared, anonymous, swap, locked)
+        entry.pss += size / users
+        dirty = page.dirty or bool(leaf.entry & form.dirty)
+        kind = ("shared_" if users > 1 else "private_") + ("dirty" if dirty else "clean")
+        setattr(entry, kind, getattr(entry, kind) + size)
+        entry.anonymous += size if page.owner is None else 0
+    for page in _swapped(space, vma):
+        entry.swap += size
+        entry.swap_pss += size / len(page.holders) if page.holders else 0
+    entry.locked = entry.rss if vma.flags & f.LOCKED else 0
+    return entry
+
+
+def _swapped(space: Space, vma: Vma) -> list[Page]:
+    """The pages of a mapping that are in swap and not in memory."""
+    first, last = vma.start >> space.page_bits, vma.end >> space.page_bits
+    pages = [space.overlay[number] for number in space.held(first, last)]
+    if vma.object is not None:
+        pages += [
+            page
+            for index, page in vma.object.pages.items()
+            if vma.offset <= index < vma.offset + last - first
+            and first + index - vma.offset not in space.overlay
+        ]
+    return [p for p in pages if isinstance(p, Page) and p.slot is not None and p.frame is None]
 
 
 def _shown(space: Space, vma: Vma) -> list[int]:

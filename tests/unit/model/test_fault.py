@@ -58,7 +58,7 @@ def test_private_file_page_is_copied_at_the_first_store(world):
     assert w.faults(lambda: w.space.load(at, 1)) == ["page cache"]
     file.pwrite(b"bb", 0)
     assert w.space.load(at, 3) == b"bba"
-    assert w.faults(lambda: w.space.store(at, b"c")) == ["page cache", "copy on write"]
+    assert w.faults(lambda: w.space.store(at, b"c")) == ["copy on write"]
     assert file.pread(3, 0) == b"bba"
 
 
@@ -98,6 +98,30 @@ def test_full_disk_is_sigbus_and_loses_nothing(world):
     assert (signal.value.signal, signal.value.code) == ("SIGBUS", "BUS_ADRERR")
     assert w.space.load(at, 4) == b"kept"
     assert w.space.load(at + PAGE, 4) == bytes(4)  # a hole can still be read
+
+
+def test_fault_that_fails_is_not_noted(world):
+    w = world(disk_blocks=0)
+    file = w.file("f", b"")
+    file.ftruncate(PAGE)
+    at = w.mapped(file, 1)
+
+    def store():
+        with pytest.raises(Signalled):
+            w.space.store(at, b"x")
+
+    assert w.faults(store) == []
+    assert (w.space.minor_faults, w.space.major_faults) == (0, 0)
+
+
+def test_minor_and_major_faults(world):
+    w = world(frames=1, swap=None)
+    at = w.anonymous(2)
+    w.space.store(at, b"x")
+    w.space.store(at + PAGE, b"y")
+    assert (w.space.minor_faults, w.space.major_faults) == (2, 0)
+    w.space.load(at, 1)
+    assert (w.space.minor_faults, w.space.major_faults) == (2, 1)
 
 
 def test_broken_disk_is_sigbus(world):

@@ -44,6 +44,31 @@ def test_smaps_count_swap_and_locks(world):
     assert (entry.rss, entry.swap, entry.locked) == (4 * PAGE, 0, 4 * PAGE)
 
 
+def test_smaps_of_shared_memory_in_swap(world):
+    w = world(frames=2, swap=None)
+    at = w.anonymous(4, flags=SHARED)
+    w.space.store(at, b"x" * 4 * PAGE)
+    (entry,) = smaps(w.space)
+    assert (entry.size, entry.rss, entry.swap, entry.swap_pss) == (4 * PAGE, *[2 * PAGE] * 2, 0)
+
+
+def test_smaps_share_out_swap_and_tell_clean_from_dirty(world):
+    w = world(frames=2, swap=None)
+    file = w.file("f", b"a" * PAGE)
+    file.fsync()
+    at = w.anonymous(2)
+    w.space.store(at, b"x")
+    child = w.space.fork()
+    w.space.store(at + PAGE, b"y")
+    shown = w.mapped(file, 1)
+    w.space.load(shown, 1)
+    private, mapped = smaps(w.space)[:: 1 if at < shown else -1]
+    assert (private.swap, private.swap_pss) == (PAGE, PAGE / 2)
+    assert (private.private_dirty, private.private_clean) == (PAGE, 0)
+    assert (mapped.private_dirty, mapped.private_clean) == (0, PAGE)
+    child.exit()
+
+
 def test_pagemap(world):
     w = world(frames=1, swap=None)
     at = w.anonymous(3)
