@@ -31,7 +31,8 @@ __all__ = ["collapse", "find_family", "resolve", "supply"]
 def resolve(space: Space, address: int, access: Access) -> None:
     """Makes the access possible, or raises `Signalled`."""
     vma = _locate(space, address)
-    space.machine.trace.add("vma", start=vma.start, end=vma.end, offset=vma.offset)
+    if space.machine.trace.on:
+        _note_vma(space, vma)
     if not _allowed(vma, access):
         raise Signalled("SIGSEGV", "SEGV_ACCERR", address)
     supply(space, vma, address, write=access is Access.WRITE)
@@ -245,6 +246,19 @@ def _block(space: Space, vma: Vma, address: int) -> bool:
     _note(space, "huge page", address, pages[0])
     space.install_block(first, pages, vma)
     return True
+
+
+def _note_vma(space: Space, vma: Vma) -> None:
+    letters = ((f.READ, "r"), (f.WRITE, "w"), (f.EXEC, "x"))
+    rights = "".join(letter if vma.flags & bit else "-" for bit, letter in letters)
+    space.machine.trace.add(
+        "vma",
+        start=vma.start,
+        end=vma.end,
+        rights=rights + ("p" if vma.private else "s"),
+        object=vma.object.name if vma.object is not None else "-",
+        offset=vma.offset,
+    )
 
 
 def _refuse_poison(page: Page, address: int) -> None:

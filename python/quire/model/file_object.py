@@ -138,6 +138,7 @@ class FileObject(MemoryObject):
         end = min(offset + count, self.size)
         while offset < end:
             index, inside = divmod(offset, self.page_size)
+            self._note_hit(index)
             try:
                 page = self.page(index)
             except (DiskError, OutOfMemory):
@@ -259,12 +260,18 @@ class FileObject(MemoryObject):
     def _write_part(self, index: int, inside: int, part: bytes) -> None:
         end = index * self.page_size + inside + len(part)
         self._refuse_sealed(end)
+        self._note_hit(index)
         page = self.page(index)
         self.before_store(page)
         self.pageout.mark_accessed(page)
         assert page.frame is not None
         self.pageout.memory.frames[page.frame][inside : inside + len(part)] = part
         self.size = max(self.size, end)
+
+    def _note_hit(self, index: int) -> None:
+        """A call finds a page in the cache; otherwise a frame, or disk I/O, is seen."""
+        if self.resident(index):
+            self.pageout.trace.add("cache hit", file=self.name, page=index)
 
     def _refuse_sealed(self, end: int) -> None:
         """Refuses a store by a call, or one that ends beyond the size, if a seal forbids it."""

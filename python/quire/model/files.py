@@ -1,7 +1,4 @@
-"""What open(2) gives:
-
-an open file description, and the kinds of file that are not memory objects.
-"""
+"""What open(2) gives: an open file description, of whatever kind of file."""
 
 from __future__ import annotations
 

@@ -172,6 +172,14 @@ class Geometry:
         return self.half - self.page_size
 
     @cached_property
+    def window_top(self) -> int:
+        """Above it nothing is mapped unless a wish lies there (DEFAULT_MAP_WINDOW of x86-64).
+
+        Programs that use the upper bits of a pointer would break with 5 levels.
+        """
+        return min(self.user_top, (1 << 47) - self.page_size) if self.signed else self.user_top
+
+    @cached_property
     def shifts(self) -> tuple[int, ...]:
         """Lowest address bit of each index, from the root down."""
         shifts, shift = [], self.address_bits

@@ -1,7 +1,4 @@
-"""The machine:
-
-physical memory, one or more CPUs, disk, swap, page daemon, and the system's limits.
-"""
+"""The machine: physical memory, CPUs, disk, swap, page daemon, and the system's limits."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class Machine:
         self.max_map_count = max_map_count
         self.lowest_address = geometry.page_size
         """vm.mmap_min_addr."""
-        self.mmap_base = geometry.user_top - (1 << 30)
+        self.mmap_base = geometry.window_top - (1 << 30)
         """Below it mappings without a wish for a place go, downwards; the stack lies above."""
         self.brk_start = min(0x5555_0000_0000, geometry.page_up(geometry.half * 2 // 3))
         self.spaces: list[Space] = []
@@ -152,10 +149,10 @@ class Machine:
         return size >> self.geometry.page_bits
 
     def write_back(self) -> None:
-        """Periodic writeback:
+        """Every dirty page of a file goes to the disk (the flusher threads; sync(2)).
 
-        every dirty file page goes to the disk (the flusher threads; sync(2)). What cannot be
-        written stays dirty; nobody is there to be told.
+        What cannot be written stays dirty; nobody is there to be told. Simplified: nothing starts
+        it by itself, neither age nor the share of dirty pages.
         """
         objects = {
             page.owner for page in self.memory.pages if page is not None and page.owner is not None

@@ -109,7 +109,9 @@ class Mmu:
         frame = table.frame(leaf, address)
         writable = form.may_write(rights) and dirty
         known = TlbEntry(frame, writable, form.may_execute(rights), form.for_programs(rights))
-        self.tlb.insert(asid, page, known)
+        gone = self.tlb.insert(asid, page, known)
+        if gone is not None:
+            self.trace.add("tlb evict", asid=gone[0], page=gone[1])
         return frame << geometry.page_bits | offset
 
     def _mark(self, table: PageTable, leaf: Leaf, access: Access) -> bool:

@@ -130,7 +130,7 @@ class Pageout:
             return True
         if page.swap_backed and page.slot is None and self.swap.full:
             return False
-        self.trace.add("evict", frame=page.frame, dirty=page.dirty)
+        self._note_eviction(page)
         try:
             self._save(page)
         except DiskError:
@@ -146,6 +146,12 @@ class Pageout:
         self.trace.add("forget", frame=page.frame)
         for space, number in list(page.holders):
             space.drop_private(number)
+
+    def _note_eviction(self, page: Page) -> None:
+        of, number = "a process", min((number for _, number in page.holders), default=page.index)
+        if page.owner is not None:
+            of = page.owner.name
+        self.trace.add("evict", frame=page.frame, dirty=page.dirty, of=of, page=number)
 
     def _save(self, page: Page) -> None:
         assert page.frame is not None

@@ -20,10 +20,7 @@ Key = tuple[int, int]
 
 
 class TlbEntry(NamedTuple):
-    """What is remembered of a page:
-
-    its frame and what may be done without asking the page table.
-    """
+    """What is remembered of a page: its frame, and what needs no look at the page table."""
 
     frame: int
     writable: bool
@@ -63,15 +60,17 @@ class Tlb:
                 return entry
         return None
 
-    def insert(self, asid: int, page: int, entry: TlbEntry) -> None:
-        """Remembers a translation, in the place of the oldest of its set if need be."""
+    def insert(self, asid: int, page: int, entry: TlbEntry) -> Key | None:
+        """Remembers a translation, in the place of the oldest of its set if need be: returns it."""
         if not self.sets:
-            return
+            return None
         ways = self.sets[page % len(self.sets)]
         ways.pop((asid, page), None)
-        if len(ways) == self.ways:
-            del ways[next(iter(ways))]
+        oldest = next(iter(ways)) if len(ways) == self.ways else None
+        if oldest is not None:
+            del ways[oldest]
         ways[asid, page] = entry
+        return oldest
 
     def flush(self, asid: int, first: int, count: int) -> None:
         """Forgets `count` pages of one address space."""

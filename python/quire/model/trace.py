@@ -1,7 +1,4 @@
-"""Every step of the machine as data:
-
-what a walk read, why a fault was taken, which frame was chosen.
-"""
+"""Every step of the machine as data: what a walk read, why a fault came, which frame it took."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class Trace:
         return taken
 
 
-_HEXADECIMAL = {"address", "start", "end", "physical", "entry"}
+_HEXADECIMAL = {"address", "start", "end", "physical", "entry", "page"}
 
 
 def _shown(name: str, value: Value) -> str:

@@ -134,10 +134,7 @@ def _shown(space: Space, vma: Vma) -> list[int]:
 
 
 def pagemap(space: Space, address: int) -> dict[str, int | bool | None]:
-    """What is known of one page:
-
-    its frame, its swap slot, whether it is a file's, a guard, dirty.
-    """
+    """What is known of one page: its frame or swap slot, whether it is a file's, a guard, dirty."""
     number = address >> space.page_bits
     held = space.overlay.get(number)
     leaf = space.table.leaf(address)

@@ -1,6 +1,6 @@
 import pytest
 
-from quire.model import AddressSpace, CallError, Machine, OpenFile
+from quire.model import GEOMETRIES, AddressSpace, CallError, Machine, OpenFile
 from quire.model import flags as f
 from quire.model.calls import madvise, mmap, mprotect, mremap, msync, munmap
 from quire.model.views import maps
@@ -105,6 +105,17 @@ def test_wide_range_costs_nothing(world):
     assert w.space.load(at + (1 << 43), 1) == b"\0"
     w.space.munmap(at, 1 << 44)
     assert w.space.table.table_frames() == {w.space.table.root}
+
+
+def test_five_levels_are_used_by_wish_alone(world):
+    w = world(geometry=GEOMETRIES["x86-64-5level"])
+    assert w.anonymous(1) < 1 << 47
+    private = f.MAP["PRIVATE"] | f.MAP["ANON"]
+    high = w.space.mmap(1 << 50, PAGE, RW, private)
+    assert high == 1 << 50
+    assert w.space.mmap(1 << 50, PAGE, RW, private) > 1 << 55  # the wish is taken: the top of all
+    w.space.store(high, b"x")
+    assert w.anonymous(1) < 1 << 47
 
 
 def test_no_room(world):

@@ -54,6 +54,24 @@ def test_step_shows_walk_fault_and_frame():
     assert facts["events"][5]["by"] == "zero fill"
 
 
+def test_steps_tell_whose_page_it_was():
+    session = Session()
+    session.do("machine frames=1 swap=1 tlb=1")
+    session.do("file f 1p")
+    session.do("mmap 1p r shared file=f as=m")
+    session.do("mmap 1p rw as=a")
+    assert "cache hit  file=f page=0x0" in str(session.do("read f 0 1"))
+    assert "rights=r--s object=f offset=0" in str(session.do("load m"))
+    first = session.do("store a x")
+    assert "of=f page=0x0" in str(first)
+    session.do("load m")
+    session.do("mmap 1p rw as=b")
+    session.do("load b")
+    page = session.names["b"] >> 12
+    assert f"tlb evict  asid=1 page={page:#x}" in str(session.do("load m"))
+    assert f"page={session.names['a'] >> 12:#x}" in str(first)
+
+
 def test_failed_calls_and_accesses_are_answers():
     session = Session()
     assert session.do("munmap 1 1p").error.startswith("EINVAL")

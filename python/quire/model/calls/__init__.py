@@ -1,4 +1,1 @@
-"""The system calls of `AddressSpace`, one file for each noun:
-
-checks as data first, then the effect.
-"""
+"""The system calls of `AddressSpace`, one file for each: checks as data, then the effect."""

@@ -1,7 +1,4 @@
-"""fork(2):
-
-a second address space that looks the same, and shares every page until one side stores.
-"""
+"""fork(2): a second address space, which shares every page until one side stores."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""mremap(2):
+"""mremap(2): a mapping shrinks, grows, moves, or is shown a second time.
 
-a mapping shrinks, grows, moves, or is shown a second time. After mm/mremap.c of Linux 6.18.
+After mm/mremap.c of Linux 6.18.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ def find_place(
         CallError: ENOMEM, there is no hole.
     """
     bottom, top = space.machine.lowest_address, space.machine.mmap_base
+    highest = space.geometry.window_top
+    if hint > highest:
+        top, highest = top + space.geometry.user_top - highest, space.geometry.user_top
     if low:
         bottom, top = (pages << space.page_bits for pages in _LOW_32BIT_PAGES)
     far = low and hint + length > top
@@ -40,7 +43,7 @@ def find_place(
         if place is not None:
             end = place + align
             return end - (end - phase) % align
-    for upper in (top, space.geometry.user_top):
+    for upper in (top, highest):
         place = _highest(space, length, bottom, upper)
         if place is not None:
             return place

@@ -1,7 +1,4 @@
-"""remap_file_pages(2):
-
-other pages of the same file in part of a mapping; emulated by mapping over it.
-"""
+"""remap_file_pages(2): other pages of the same file in part of a mapping, by mapping over it."""
 
 from __future__ import annotations
 
