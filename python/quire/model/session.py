@@ -3,8 +3,11 @@
 ::
 
     machine [geometry=NAME | page_bits=N index_bits=N,N..] [frames=N] [swap=N|endless] [tlb=N]
-            [policy=two-lists|fifo|lru|clock] [cpus=N] [disk=N]
+            [policy=two-lists|fifo|lru|clock] [cpus=N] [disk=N] [memory=SIZE] [overcommit=0|1|2]
+            [maps=N]
     file NAME SIZE [memory]          a file on the disk, or in memory alone; page n holds letter n
+    break FILE BLOCK                 its block can be read and written no more
+    poison ADDRESS                   the memory of its frame fails
     device NAME                      the demo device: a counter and a register
     mmap LENGTH [PROT] [FLAG,FLAG..] [file=NAME] [off=N] [at=ADDRESS] [as=NAME]
     munmap ADDRESS LENGTH            mprotect ADDRESS LENGTH PROT
@@ -200,6 +203,9 @@ class Session:
         policy: str = "two-lists",
         cpus: str = "1",
         disk: str = "",
+        memory: str = "4G",
+        overcommit: str = "0",
+        maps: str = "65530",
     ) -> str:
         if page_bits or index_bits:
             shape = self._own_geometry(page_bits, index_bits)
@@ -207,6 +213,8 @@ class Session:
             shape = GEOMETRIES[geometry]
         else:
             raise SessionError(f"no geometry {geometry!r}: of {', '.join(GEOMETRIES)}")
+        if overcommit not in ("0", "1", "2"):
+            raise SessionError(f"no overcommit {overcommit!r}: 0, 1 or 2")
         if policy not in POLICIES:
             raise SessionError(f"no policy {policy!r}: of {', '.join(POLICIES)}")
         machine = Machine(
@@ -217,6 +225,9 @@ class Session:
             tlb=self._count(tlb),
             cpus=self._count(cpus, 1),
             disk_blocks=self._count(disk) if disk else None,
+            memory_bytes=self._count(memory),
+            overcommit=self._count(overcommit),
+            max_map_count=self._count(maps),
         )
         self._start(machine)
         return f"{shape.name}: pages of {shape.page_size} bytes, {shape.address_bits} address bits"
@@ -417,6 +428,17 @@ class Session:
     def _verb_writeback(self) -> str:
         self.machine.write_back()
         return "done"
+
+    def _verb_break(self, file: str, block: str) -> str:
+        self.machine.disk.broken.add((self._file_of(file).name, self._count(block)))
+        return f"block {self._count(block)} of {file} is broken"
+
+    def _verb_poison(self, address: str) -> str:
+        frame = pagemap(self.space, self._address(address))["frame"]
+        if not frame:
+            raise SessionError(f"{address} shows no frame of its own: touch it first")
+        self.machine.poison(frame)
+        return f"frame {frame} has failed"
 
     # Views.
 

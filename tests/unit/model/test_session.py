@@ -93,6 +93,7 @@ def test_failed_calls_and_accesses_are_answers():
         ("cpu 7", "no CPU"),
         ("machine geometry=pdp-11", "no geometry"),
         ("machine policy=random", "no policy"),
+        ("machine overcommit=3", "0, 1 or 2"),
         ("faults 3 random 1 2", "no policy"),
         ("translate 0 touch", "no access"),
         ("mmap 1p zip=1", "no zip="),
@@ -175,6 +176,22 @@ def test_limits_of_other_kinds_leave_the_privilege_to_lock():
     assert session.do("mmap 16M rw locked as=a").error is None
     session.do("limit MEMLOCK 1M")
     assert session.do("mmap 2M rw locked").error.startswith("EAGAIN")
+
+
+def test_what_can_fail():
+    session = Session()
+    session.do("machine memory=1M overcommit=2 maps=2")
+    assert session.do("mmap 1M").error.startswith("ENOMEM: more memory than may be promised")
+    session.do("file f 1p")
+    session.do("break f 0")
+    assert session.do("sync f").error.startswith("EIO")
+    session.do("mmap 3p as=a")
+    session.do("store a x")
+    assert session.do("poison a").result == "frame 3 has failed"
+    assert session.do("load a").error.startswith("SIGBUS BUS_MCEERR_AR")
+    assert "max_map_count" in session.do("mprotect a+1p 1p r").error
+    with pytest.raises(SessionError, match="touch it first"):
+        session.do("poison a+1p")
 
 
 def test_machine_with_one_table():
