@@ -60,6 +60,19 @@ def test_freed_lazily_after_swap_and_stored_again(world):
         assert w.space.load(at, 3) == b"new"
 
 
+def test_freed_lazily_while_its_slot_is_old(world):
+    """With memory to spare nothing is forgotten: what is saved is the page, not the old slot."""
+    w = world(frames=1, swap=None)
+    w.machine.pageout.acts_ample = True
+    at = w.anonymous(2)
+    w.space.store(at, b"old")
+    w.space.store(at + PAGE, b"x")
+    w.space.store(at, b"new")
+    w.space.madvise(at, PAGE, f.MADV["FREE"])
+    w.space.load(at + PAGE, 1)
+    assert w.space.load(at, 3) == b"new"
+
+
 def test_full_swap_still_takes_pages_that_have_a_slot(world):
     w = world(frames=2, swap=2)
     at = w.anonymous(4)
