@@ -57,10 +57,26 @@ def test_kernel_agrees_with_its_record(name):
 def test_fresh_random_sequences():
     base = int(os.environ.get("QUIRE_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print("seed", base)
-    for number in range(SEQUENCES):
+    compared = 0
+    for number in range(2 * SEQUENCES):
         row = random_row(base + number, on_disk=number % 2 == 0)
+        pooled = has_huge_pages()
         difference = first_difference(row)
-        assert difference is None, f"QUIRE_TEST_SEED={base}: {row.name}: {difference}"
+        if not (asks_for_huge_pages(row) and (pooled or has_huge_pages())):
+            assert difference is None, f"QUIRE_TEST_SEED={base}: {row.name}: {difference}"
+            compared += 1
+        if compared == SEQUENCES:
+            return
+    raise AssertionError(f"only {compared} sequences ask for nothing that this machine has more of")
+
+
+def has_huge_pages() -> bool:
+    """Whether the machine has a pool of huge pages, which the model has not."""
+    return Path("/proc/sys/vm/nr_hugepages").read_text().strip() != "0"
+
+
+def asks_for_huge_pages(row) -> bool:
+    return any("HUGETLB" in str(op) for op in row.ops)
 
 
 def test_replay_on_the_kernel_by_command():

@@ -255,8 +255,10 @@ impl Backing {
             | libc::SYNC_FILE_RANGE_WAIT_AFTER;
         let (at, bytes) = (offset.cast_signed(), len.cast_signed());
         let dropped = self.with_own(|file| {
+            // Also where nothing is stored here: what others have just written is not dropped while dirty.
             // SAFETY: writes what is dirty, and changes no byte.
-            if stored && unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, WRITE) } != 0 {
+            let written = unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, WRITE) } == 0;
+            if stored && !written {
                 return Ok(Err(super::errno()));
             }
             fadvise(file, offset, len, libc::POSIX_FADV_DONTNEED);
