@@ -334,6 +334,15 @@ def test_touches_race_with_placing(path: Path) -> None:
     arena.close()
 
 
+def test_a_thread_may_meet_the_same_gap_any_number_of_times() -> None:
+    with quire.Arena(2 * PAGE) as arena:
+        array = arena.array
+        for _ in range(2500):
+            with pytest.raises(quire.PageIOError):
+                touch(array, PAGE)
+        del array
+
+
 def test_unmapping_what_another_thread_is_placing_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
