@@ -37,16 +37,10 @@ def touch_scattered(array: np.ndarray, seed: int) -> None:
         touch(array, int(index))
 
 
-def test_scattered_touches_make_it_random_and_a_walk_ends_that(path: Path) -> None:
+def test_a_walk_ends_random_and_scattered_touches_make_it_so_again(path: Path) -> None:
     with quire.map(path, sharing="shared") as mapping:
-        array, seeds = mapping.array, iter(range(1000))
-
-        def scattered() -> bool:
-            touch_scattered(array[: SIZE // 2], next(seeds))
-            return is_random(mapping)
-
-        wait_until(scattered, "the kernel is told of scattered touches")
-        at = [SIZE // 2]
+        array, seeds, at = mapping.array, iter(range(1000)), [SIZE // 2]
+        assert is_random(mapping)
 
         def walked() -> bool:
             array[at[0] : at[0] + (64 << 10)].sum()
@@ -54,6 +48,12 @@ def test_scattered_touches_make_it_random_and_a_walk_ends_that(path: Path) -> No
             return not is_random(mapping)
 
         wait_until(walked, "the kernel is told of the walk")
+
+        def scattered() -> bool:
+            touch_scattered(array[: SIZE // 2], next(seeds))
+            return is_random(mapping)
+
+        wait_until(scattered, "the kernel is told of scattered touches")
 
 
 def test_what_a_walk_will_touch_is_read_ahead(path: Path) -> None:

@@ -25,7 +25,7 @@ use crate::pmap::kernel::{self, Mended};
 use crate::readahead::{Fault, Limits};
 use crate::runtime;
 use crate::space::{MapEntry, SPACE};
-use crate::sys::memory::{self, Range, Touch};
+use crate::sys::memory::{self, Touch};
 use crate::sys::thread;
 use crate::units::{ByteCount, ByteOffset, PageIndex};
 
@@ -153,7 +153,6 @@ pub fn on_signal(signal: i32, address: usize, touch: Touch) -> bool {
 /// The same of a range that the kernel pages.
 fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
     let (last, times) = REPEAT.get();
-    let covered = kernel_covers(address);
     let times = if last == address { times + 1 } else { 1 };
     REPEAT.set((address, times));
     let fault = kernel::Fault { signal, address, touch, insists: times > REPEATED_KERNEL };
@@ -166,7 +165,7 @@ fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
     };
     match mended {
         // What the thread was told of the page before has been delivered since: it gets on.
-        Mended::Told(error) if !covered => {
+        Mended::Told(error) => {
             REPEAT.set((address, 0));
             kernel::tell(&error);
             true
@@ -175,18 +174,11 @@ fn on_kernel_signal(signal: i32, address: usize, touch: Touch) -> bool {
         _ if times > 2 * REPEATED_KERNEL => false,
         Mended::No => false,
         Mended::Again => true,
-        Mended::Told(error) => {
+        Mended::ToldAgain(error) => {
             kernel::tell(&error);
             true
         }
     }
-}
-
-/// Whether filler is in the place of a page.
-fn kernel_covers(address: usize) -> bool {
-    let mut regions = SPACE.kernel_mut();
-    kernel::arena::region_at(&mut regions, address)
-        .is_some_and(|region| region.is_covered(Range { start: address, len: 1 }))
 }
 
 fn mend_kernel(fault: kernel::Fault, answer: Option<&kernel::Answer>) -> Result<Mended, kernel::Question> {

@@ -23,6 +23,8 @@ pub enum Mended {
     Again,
     /// As `Again`, with filler, and this is to be told.
     Told(PageError),
+    /// The same, where filler was before.
+    ToldAgain(PageError),
 }
 
 /// A fault.
@@ -120,7 +122,8 @@ impl Region {
         let page = self.page_of(fault.address);
         if self.is_covered(Range { start: page, len: self.page }) {
             // Another thread met it first; this one is told as well.
-            return Ok(self.failure.as_ref().map_or(Mended::Again, |met| Mended::Told(met.error.clone())));
+            let failure = self.failure.as_ref().map(|met| met.error.clone());
+            return Ok(failure.map_or(Mended::Again, Mended::ToldAgain));
         }
         let around = self.around_page(page, gap);
         let unknown = || {
