@@ -129,6 +129,7 @@ def child_cannot_open(pmap: str, folder: str) -> None:
     """Every step at which opening can fail."""
     place = Path(folder)
     use_and_close("python", pmap, place)
+    source_of("zstd", place)  # packing loads modules, which stay
     before = take_census()
     for number in range(30):
         for source, options in [

@@ -13,6 +13,8 @@ from quire.testing.touches import touch
 from quire.testing.waiting import wait_until
 
 SIZE = 64 << 20
+# So large that touches far apart meet few pages twice and few beside others, huge as they may be.
+SPARSE_SIZE = 16 << 30
 
 
 @pytest.fixture
@@ -24,33 +26,49 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
-def is_random(mapping: quire.KernelMapping) -> bool:
-    """Whether the kernel has the range as MADV_RANDOM ("rr" in /proc/self/smaps)."""
+def kernel_flags(mapping: quire.KernelMapping) -> set[str]:
+    """What the kernel says of the range ("VmFlags" in /proc/self/smaps)."""
     text = Path("/proc/self/smaps").read_text()
     part = text.partition(f"\n{mapping.address:x}-")[2]
-    flags = part.partition("VmFlags:")[2].partition("\n")[0]
-    return "rr" in flags.split()
+    return set(part.partition("VmFlags:")[2].partition("\n")[0].split())
 
 
-def touch_scattered(array: np.ndarray, seed: int) -> None:
-    for index in np.random.default_rng(seed).integers(0, len(array), 4):
-        touch(array, int(index))
+def is_random(mapping: quire.KernelMapping) -> bool:
+    """Whether the kernel has the range as MADV_RANDOM."""
+    return "rr" in kernel_flags(mapping)
+
+
+class Toucher:
+    """Touches a mapping of a sparse file: a walk over what is there, scattered in what is not."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.at = 0
+        self.random = np.random.default_rng(7)
+
+    def walk(self) -> None:
+        self.array[self.at : self.at + (64 << 10)].sum()
+        self.at += 64 << 10
+
+    def scatter(self) -> None:
+        for index in self.random.integers(SIZE, SPARSE_SIZE, 4):
+            touch(self.array, int(index))
 
 
 def test_a_walk_ends_random_and_scattered_touches_make_it_so_again(path: Path) -> None:
+    os.truncate(path, SPARSE_SIZE)
     with quire.map(path, sharing="shared") as mapping:
-        array, seeds, at = mapping.array, iter(range(1000)), [SIZE // 2]
+        toucher = Toucher(mapping.array)
         assert is_random(mapping)
 
         def walked() -> bool:
-            array[at[0] : at[0] + (64 << 10)].sum()
-            at[0] += 64 << 10
+            toucher.walk()
             return not is_random(mapping)
 
         wait_until(walked, "the kernel is told of the walk")
 
         def scattered() -> bool:
-            touch_scattered(array[: SIZE // 2], next(seeds))
+            toucher.scatter()
             return is_random(mapping)
 
         wait_until(scattered, "the kernel is told of scattered touches")
@@ -72,17 +90,25 @@ def test_what_a_walk_will_touch_is_read_ahead(path: Path) -> None:
 
 
 def test_the_programs_own_advice_is_left_alone(path: Path) -> None:
-    with quire.map(path, sharing="shared") as mapping:
+    os.truncate(path, SPARSE_SIZE)
+    with quire.map(path, sharing="shared") as mapping, quire.map(path, sharing="shared") as other:
         mapping.advise("sequential")
-        other = quire.map(path, sharing="shared")
-        for seed in range(1000):
-            touch_scattered(mapping.array, seed)
-            touch_scattered(other.array, seed)
-            if is_random(other):
-                break
-        assert is_random(other)
-        assert not is_random(mapping)
-        other.close()
+        touchers = [Toucher(mapping.array), Toucher(other.array)]
+
+        def walked() -> bool:
+            for toucher in touchers:
+                toucher.walk()
+            return not is_random(other)
+
+        def scattered() -> bool:
+            for toucher in touchers:
+                toucher.scatter()
+            return is_random(other)
+
+        wait_until(walked, "the kernel is told of the walk")
+        assert "sr" in kernel_flags(mapping)
+        wait_until(scattered, "the kernel is told of scattered touches")
+        assert "sr" in kernel_flags(mapping)
 
 
 def test_reading_ahead_ends_where_the_file_was_truncated(path: Path, tmp_path: Path) -> None:
@@ -104,10 +130,10 @@ def test_reading_ahead_ends_where_the_file_was_truncated(path: Path, tmp_path: P
         with other_path.open("wb") as file:
             file.truncate(SIZE)
         with quire.map(other_path, sharing="shared") as other:
-            seeds = iter(range(1000))
+            toucher = Toucher(other.array)
 
-            def scattered() -> bool:
-                touch_scattered(other.array, next(seeds))
-                return is_random(other)
+            def walked() -> bool:
+                toucher.walk()
+                return not is_random(other)
 
-            wait_until(scattered, "the kernel is told of scattered touches")
+            wait_until(walked, "the kernel is told of the other walk")
