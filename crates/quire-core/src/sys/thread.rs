@@ -57,18 +57,29 @@ pub fn now_ns() -> u64 {
 
 /// Map entries that must be free before a thread is started. It takes some for its stack, and some
 /// when it first allocates (thread-local data, an arena of malloc); refused those, glibc ends the
-/// process. Threads started just before may still have to take theirs.
+/// process.
 const MAP_ENTRIES_LEAST: usize = 32;
 
-/// Starts a named thread with every signal blocked: signals are the program's, not ours.
+/// Starts a named thread with every signal blocked: signals are the program's, not ours. It has
+/// allocated what it must have when this returns.
 ///
 /// # Errors
 /// When the system has no room for another thread.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     check_map_entries()?;
+    let (started, is_started) = std::sync::mpsc::channel();
+    let run = move || {
+        key();
+        let _ = started.send(()); // allocates
+        drop(started);
+        body();
+    };
     let blocked = block_all_signals();
-    let thread = std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(body);
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(run);
     restore_signals(&blocked);
+    if thread.is_ok() {
+        let _ = is_started.recv();
+    }
     thread
 }
 
