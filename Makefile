@@ -13,8 +13,10 @@ BENCH_STAMP := $(VENV)/.stamp-bench
 CONSUMERS_STAMP := $(VENV)/.stamp-consumers
 RUST_SOURCES := $(shell find crates -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print) \
 	Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml .cargo/config.toml)
-# Tests whose meaning depends on who runs them: the pmaps, limits and devices of an ordinary user differ.
-ORDINARY_USER_TESTS := $(wildcard tests/contract tests/docs/test_pages.py)
+# Tests whose meaning depends on who runs them: the pmaps, limits and devices of an ordinary user differ. Root
+# runs them with the best pmap; the others are those of an ordinary user, and tested as one.
+ORDINARY_USER_TESTS := tests/contract tests/docs/test_pages.py
+IS_ROOT := $(filter 0,$(shell id -u))
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -56,17 +58,15 @@ test-rust:
 	cargo test --quiet --release -p quire-core
 
 test-python: $(SETUP_STAMP) $(CONSUMERS_STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(IS_ROOT),--best-pmap)
 
 test-long: $(SETUP_STAMP) $(CONSUMERS_STAMP)  ## the tests that take minutes, and are in no other run
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=900
 
 test-ordinary-user: $(SETUP_STAMP)
-ifneq ($(ORDINARY_USER_TESTS),)
-	@if [ "$$(id -u)" = 0 ]; then \
-		echo "again as an ordinary user: $(ORDINARY_USER_TESTS)"; \
-		.ci/as-ordinary-user $(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) $(ORDINARY_USER_TESTS); \
-	fi
+ifneq ($(IS_ROOT),)
+	@echo "as an ordinary user: $(ORDINARY_USER_TESTS)"
+	@.ci/as-ordinary-user $(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) $(ORDINARY_USER_TESTS)
 endif
 
 lint: lint-rust lint-python  ## formats, types, lints and documentation links; changes nothing
