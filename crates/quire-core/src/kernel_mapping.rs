@@ -4,6 +4,7 @@
 //! what changes it (resize, split, unmap) waits until there are none.
 #![allow(unsafe_code)]
 
+mod bare;
 mod copies;
 
 use std::cell::Cell;
@@ -23,7 +24,6 @@ use crate::pmap::kernel::{self, Answer, Ask, Question, Region, Wishes, arena};
 use crate::runtime;
 use crate::space::SPACE;
 use crate::sys::backing::Opened;
-use crate::sys::lock::Mutex;
 use crate::sys::memory::{Range, page_bytes};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{futex, mmap, signal};
@@ -59,7 +59,6 @@ pub struct KernelMapping {
     errors: Arc<AtomicU64>,
     wishes: Arc<Wishes>,
     source: Arc<str>,
-    pins: Mutex<Vec<std::ops::Range<u64>>>,
 }
 
 /// What a call sees of a region while it uses it.
@@ -155,7 +154,6 @@ impl KernelMapping {
             errors: Arc::clone(&region.errors),
             wishes: Arc::clone(&region.wishes),
             source: Arc::clone(&region.source),
-            pins: Mutex::default(),
         };
         kernel_daemon::notice(&region);
         regions.insert(region.range.start, region);
@@ -282,9 +280,12 @@ impl KernelMapping {
     /// # Errors
     /// The errno as a store error.
     pub fn sync(&self, offset: u64, len: u64, flags: i32) -> Result<(), StoreError> {
-        let _used = self.in_use().map_err(|_| not_here(offset))?;
+        let used = self.in_use().map_err(|_| not_here(offset))?;
         match self.look(|region| (Stored::of(region), region.around(offset, len))) {
-            Some((stored, range)) if range.len > 0 => stored.sync(range, flags),
+            Some((stored, range)) if range.len > 0 => {
+                let synced = Self::with_bare(&used, range, || stored.sync(range, flags))?;
+                synced.map_or_else(|| stored.sync_file(flags), Ok)
+            }
             _ => Ok(()),
         }
     }
@@ -298,7 +299,7 @@ impl KernelMapping {
     /// # Errors
     /// `Sys`.
     pub fn advise(&self, offset: u64, len: u64, advice: i32, inside: bool) -> Result<(), MapError> {
-        let _used = self.in_use()?;
+        let used = self.in_use()?;
         let range = if inside {
             self.look(|region| region.inside(offset, len)).ok_or_else(closed)?
         } else {
@@ -311,7 +312,7 @@ impl KernelMapping {
             self.wishes.advised.store(advice, Ordering::Relaxed);
         }
         // SAFETY: pages of the region, which is in use; what the advice does is meant.
-        unsafe { mmap::advise(range, advice) }.map_err(|errno| sys("madvise", errno))
+        Self::ask_kernel(&used, range, "madvise", || unsafe { mmap::advise(range, advice) })
     }
 
     /// Locks pages in memory (mlock2(2)), or ends it.
@@ -319,8 +320,11 @@ impl KernelMapping {
     /// # Errors
     /// `Sys`.
     pub fn lock(&self, offset: u64, len: u64, on_fault: bool) -> Result<(), MapError> {
-        let _used = self.in_use()?;
-        mmap::lock(self.around(offset, len), on_fault).map_err(|errno| sys("mlock", errno))
+        let used = self.in_use()?;
+        let range = self.around(offset, len);
+        Self::ask_kernel(&used, range, "mlock", || mmap::lock(range, on_fault))?;
+        change_locks(&used, |region| region.note_locked(range));
+        Ok(())
     }
 
     /// Ends [`KernelMapping::lock`].
@@ -328,8 +332,11 @@ impl KernelMapping {
     /// # Errors
     /// `Sys`.
     pub fn unlock(&self, offset: u64, len: u64) -> Result<(), MapError> {
-        let _used = self.in_use()?;
-        mmap::unlock(self.around(offset, len)).map_err(|errno| sys("munlock", errno))
+        let used = self.in_use()?;
+        let range = self.around(offset, len);
+        Self::ask_kernel(&used, range, "munlock", || mmap::unlock(range))?;
+        change_locks(&used, |region| region.note_unlocked(range));
+        Ok(())
     }
 
     /// Keeps pages in memory until [`KernelMapping::unpin`]; pins may overlap.
@@ -337,7 +344,7 @@ impl KernelMapping {
     /// # Errors
     /// `Sys`.
     pub fn pin(&self, span: std::ops::Range<u64>) -> Result<(), MapError> {
-        let mut pins = self.pins.lock();
+        let mut pins = self.wishes.pins.lock();
         self.lock(span.start, span.end - span.start, false)?;
         pins.push(span);
         Ok(())
@@ -345,7 +352,7 @@ impl KernelMapping {
 
     /// Ends one pin of these bytes.
     pub fn unpin(&self, span: std::ops::Range<u64>) {
-        let mut pins = self.pins.lock();
+        let mut pins = self.wishes.pins.lock();
         if let Some(index) = pins.iter().position(|pin| *pin == span) {
             pins.swap_remove(index);
             let _ = self.unlock(span.start, span.end - span.start);
@@ -361,7 +368,7 @@ impl KernelMapping {
     /// # Errors
     /// `Sys`.
     pub fn evict(&self, span: std::ops::Range<u64>) -> Result<(), MapError> {
-        let mut pins = self.pins.lock();
+        let mut pins = self.wishes.pins.lock();
         pins.sort_by_key(|pin| pin.start);
         let mut at = span.start;
         let past = span.end..span.end;
@@ -380,7 +387,7 @@ impl KernelMapping {
     /// `Sys`.
     pub fn bind(&self, policy: i32, nodes: u64, moves: bool) -> Result<(), MapError> {
         let used = self.in_use()?;
-        mmap::bind(used.range, policy, nodes, moves).map_err(|errno| sys("mbind", errno))
+        Self::ask_kernel(&used, used.range, "mbind", || mmap::bind(used.range, policy, nodes, moves))
     }
 
     /// Names its memory in /proc/self/maps.
@@ -389,7 +396,7 @@ impl KernelMapping {
     /// `Sys`.
     pub fn name(&self, name: Option<&CStr>) -> Result<(), MapError> {
         let used = self.in_use()?;
-        mmap::name(used.range, name).map_err(|errno| sys("prctl", errno))
+        Self::ask_kernel(&used, used.range, "prctl", || mmap::name(used.range, name))
     }
 
     /// A byte for each page: 1 in memory, 0 not.
@@ -495,6 +502,12 @@ impl KernelMapping {
 impl Drop for KernelMapping {
     fn drop(&mut self) {
         self.unmap();
+    }
+}
+
+fn change_locks(used: &InUse, change: impl FnOnce(&mut Region)) {
+    if let Some(region) = SPACE.kernel_mut().get_mut(&used.range.start) {
+        change(region);
     }
 }
 

@@ -363,6 +363,7 @@ pub fn set_process_budget(budget: ByteCount) -> Result<(), MapError> {
 /// Counters of all mappings, present and past.
 pub fn process_counters() -> Counters {
     let sum = Counters::default();
+    SPACE.kernel().values().for_each(|region| add(&sum.errors, region.errors.load(Ordering::Relaxed)));
     if let Some(retired) = RETIRED.lock().as_ref() {
         sum.absorb(retired);
     }

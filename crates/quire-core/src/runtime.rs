@@ -190,7 +190,7 @@ extern "C" fn after_fork_in_child() {
         interrupt::clear();
         signal::reset_in_child();
         // What the kernel pages is inherited as it is; other threads' calls on it ended with them.
-        SPACE.kernel().values().for_each(|region| region.users.store(0, Ordering::Release));
+        SPACE.kernel_mut().values_mut().for_each(|region| region.reset_in_child());
         kernel_daemon::reset_in_child(SPACE.kernel().values());
         for entry in SPACE.entries_in_child() {
             entry.armed.store(false, Ordering::Release);

@@ -154,7 +154,12 @@ def start(
 
     ``flags`` are options of the interpreter, ``env`` is added to the environment, ``stdin`` is
     what it can read.
+
+    Raises:
+        ValueError: the function's file does not call `main`: a child of it would do nothing.
     """
+    if f"{main.__name__}()" not in Path(function.__code__.co_filename).read_text():
+        raise ValueError(f"{function.__code__.co_filename} does not end with children.main()")
     words = [sys.executable, *flags, function.__code__.co_filename, function.__name__]
     with tempfile.TemporaryFile("w+") as said:
         said.write(stdin)

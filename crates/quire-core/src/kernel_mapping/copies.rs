@@ -1,17 +1,12 @@
 //! Copies out of a mapping and into it, which raise here and now what a touch would raise later.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::Ordering;
-
 use super::{KernelMapping, not_here};
 use crate::errors::{FaultCode, StoreError};
 use crate::pmap::kernel::{self, Region};
 use crate::space::SPACE;
 use crate::sys::memory::Range;
 use crate::units::ByteOffset;
-
-/// A copy is made anew so often where other threads meet bad pages meanwhile.
-const COPIES: u32 = 64;
 
 impl KernelMapping {
     /// Copies bytes of the mapping, or into it, that are not such as cover its pages for another thread.
@@ -23,41 +18,11 @@ impl KernelMapping {
     ) -> Result<(), StoreError> {
         let used = self.in_use().map_err(|_| not_here(offset))?;
         let start = used.address + offset as usize;
-        let range = Range { start, len };
-        for _ in 0..COPIES {
-            let errors = self.bare(range);
-            copy(start).map_err(|id| take_failure(id, offset))?;
-            if errors.is_some() && self.bare(range) == errors {
-                return Ok(());
-            }
-        }
-        let failure = self.look(Region::last_failure).flatten();
-        Err(failure.map_or_else(|| passing(offset), |failure| failure.error))
-    }
-
-    /// How many errors there have been, if no page of these bytes is covered: what was, for another thread,
-    /// comes back first, and whoever touches it is told.
-    fn bare(&self, range: Range) -> Option<u64> {
-        if !self.look(|region| region.is_arena())? {
-            let found =
-                self.look(|region| (region.is_covered(range), region.errors.load(Ordering::Relaxed)))?;
-            if !found.0 {
-                return Some(found.1);
-            }
-        }
-        let mut regions = SPACE.kernel_mut();
-        let end = self.start() + regions.get(&self.start())?.reserved;
-        let mut errors = 0;
-        for (_, region) in regions.range_mut(self.start()..end) {
-            if region.is_covered(range) {
-                region.uncover();
-            }
-            if region.is_covered(range) {
-                return None;
-            }
-            errors += region.errors.load(Ordering::Relaxed);
-        }
-        Some(errors)
+        let copy = || copy(start).map_err(|id| take_failure(id, offset));
+        Self::with_bare(&used, Range { start, len }, copy)?.ok_or_else(|| {
+            let failure = self.look(Region::last_failure).flatten();
+            failure.map_or_else(|| passing(offset), |failure| failure.error)
+        })
     }
 
     /// Copies bytes of the mapping.

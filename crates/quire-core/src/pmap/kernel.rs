@@ -15,6 +15,7 @@
 
 pub mod arena;
 mod cover;
+mod locks;
 mod mend;
 mod resize;
 pub mod write_back;
@@ -28,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use crate::errors::MapError;
 use crate::interrupt;
 use crate::sys::backing::{Backing, Opened, huge_page_of};
+use crate::sys::fork::ForkMutex;
 use crate::sys::memory::{self, Range, page_bytes};
 use crate::sys::mmap::{self, Request};
 
@@ -35,6 +37,7 @@ pub use mend::{Answer, Fault, Mended, Question, copy, tell, touch};
 
 use arena::Place;
 use cover::Cover;
+use locks::Locks;
 use mend::Met;
 use write_back::Unwritten;
 
@@ -67,7 +70,6 @@ pub struct Ask {
 pub const NOT_ADVISED: i32 = -1;
 
 /// What a mapping wishes of who watches it.
-#[derive(Debug)]
 pub struct Wishes {
     /// The daemon has seen it.
     pub seen: AtomicBool,
@@ -85,6 +87,8 @@ pub struct Wishes {
     pub trimmed: AtomicU64,
     /// What was stored and could not be written back.
     pub unwritten: Unwritten,
+    /// Bytes that were pinned; held over mlock(2).
+    pub pins: ForkMutex<Vec<std::ops::Range<u64>>>,
 }
 
 impl Default for Wishes {
@@ -98,6 +102,7 @@ impl Default for Wishes {
             peak: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
             unwritten: Unwritten::default(),
+            pins: ForkMutex::default(),
         }
     }
 }
@@ -118,6 +123,22 @@ impl Wishes {
             unwritten: self.unwritten.copy_of(),
             ..Wishes::default()
         }
+    }
+
+    /// The advice about reading ahead that is quire's own to give; `None` where the program has given some.
+    fn advice(&self) -> Option<i32> {
+        let hushed = self.hushed.load(Ordering::Relaxed);
+        let own = if hushed { libc::MADV_RANDOM } else { libc::MADV_NORMAL };
+        (self.advised.load(Ordering::Relaxed) == NOT_ADVISED).then_some(own)
+    }
+
+    /// In the child of a fork: no lock of memory is inherited.
+    ///
+    /// # Safety
+    /// As of [`ForkMutex::replace_in_child`].
+    unsafe fn reset_in_child(&self) {
+        // SAFETY: the caller's (contract).
+        unsafe { self.pins.replace_in_child(Vec::new()) }
     }
 
     /// Whether what is read ahead must be within the budget too.
@@ -165,6 +186,7 @@ pub struct Region {
     joins: Vec<usize>,
     /// By their first address.
     covered: BTreeMap<usize, Cover>,
+    locks: Locks,
     failure: Option<Met>,
     /// Addresses are held for growth.
     holds: bool,
@@ -249,12 +271,25 @@ impl Region {
             holes: Vec::new(),
             joins: Vec::new(),
             covered: BTreeMap::new(),
+            locks: Locks::of_all(if ask.flags & libc::MAP_LOCKED == 0 { 0 } else { len }),
             failure: None,
             holds: held > len,
             was_writable: ask.prot & libc::PROT_WRITE != 0,
             sealed: false,
             place: Place::Own,
         })
+    }
+
+    /// In the child of a fork, where the threads are gone that used it, and those that are to be told of what
+    /// covers its pages.
+    ///
+    /// # Safety
+    /// Only in the child of a fork while it has one thread.
+    pub unsafe fn reset_in_child(&mut self) {
+        self.users.store(0, Ordering::Release);
+        // SAFETY: the caller's (contract).
+        unsafe { self.wishes.reset_in_child() }
+        self.uncover();
     }
 
     /// Whether an address is of this region: mapped, or held for it.
@@ -392,6 +427,7 @@ impl Region {
                 .filter(|join| *join > 0)
                 .collect(),
             covered: BTreeMap::new(),
+            locks: self.locks.split_off(cut),
             failure: None,
             ..*self
         };
@@ -472,7 +508,7 @@ fn map_free(request: &Request) -> Result<Range, MapError> {
 
 /// Holds addresses and maps at their start.
 fn map_in_hold(request: &Request, held: usize, page: usize) -> Result<Range, MapError> {
-    let asked = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE | libc::MAP_32BIT;
+    let asked = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE | mmap::MAP_32BIT;
     let place = if request.address != 0 || request.flags & asked != 0 {
         let flags = HOLD | (request.flags & asked);
         let address = request.address;

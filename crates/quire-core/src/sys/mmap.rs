@@ -9,6 +9,12 @@ use super::errno;
 use super::memory::Range;
 
 const SYS_MSEAL: libc::c_long = 462; // the same number on all architectures (Linux 6.10)
+/// MAP_32BIT of mmap(2), which is x86's.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+pub const MAP_32BIT: i32 = libc::MAP_32BIT;
+/// MAP_32BIT of mmap(2), which is x86's: no flag here.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+pub const MAP_32BIT: i32 = 0;
 const MPOL_MF_STRICT: libc::c_ulong = 1;
 const MPOL_MF_MOVE: libc::c_ulong = 2;
 

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::cover::cut;
-use super::{HOLD, Region, Wishes, rounded, sys};
+use super::{HOLD, Locks, Region, Wishes, rounded, sys};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt;
 use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
@@ -71,6 +71,7 @@ impl Region {
             holes: Vec::new(),
             joins: Vec::new(),
             covered: BTreeMap::new(),
+            locks: Locks::default(),
             failure: None,
             holds: true,
             was_writable: false,

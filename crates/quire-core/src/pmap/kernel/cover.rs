@@ -8,11 +8,15 @@
 //! A run of pages is covered at once, and only such as cannot be touched either: so one long call of C code
 //! over any number of bad pages takes few map entries and little time, and one short touch hides no more than
 //! its own page from other threads. Filler of a long run is one piece of memory at many addresses.
+//!
+//! Filler for a thread that reads is read-only: another that stores there faults, and its store goes to the page
+//! if that can be had by now.
 #![allow(unsafe_code)]
 
 use super::arena::hold_free;
+use super::mend::Fault;
 use super::{Region, hold};
-use crate::sys::memory::{self, Range};
+use crate::sys::memory::{self, Range, Touch};
 use crate::sys::mmap::{self, Request};
 use crate::sys::thread;
 
@@ -29,8 +33,9 @@ const PIECE_LEAST: usize = 1 << 20;
 pub struct Cover {
     range: Range,
     under: Under,
-    /// Who met the pages.
+    /// Who met the pages, and the signal by which.
     thread: u64,
+    signal: i32,
 }
 
 /// What is under a cover.
@@ -50,6 +55,24 @@ impl Region {
         last.is_some_and(|(_, cover)| cover.range.end() > range.start)
     }
 
+    fn cover_of(&self, page: usize) -> Option<&Cover> {
+        let (_, cover) = self.covered.range(..=page).next_back()?;
+        cover.range.contains(page).then_some(cover)
+    }
+
+    /// The signal by which what covers a page was met.
+    pub(super) fn covered_by(&self, page: usize) -> Option<i32> {
+        self.cover_of(page).map(|cover| cover.signal)
+    }
+
+    /// Lets what covers a page be stored to, which is in vain: who does so is told.
+    pub(super) fn let_write(&self, page: usize) {
+        if let Some(cover) = self.cover_of(page) {
+            // SAFETY: filler, which nobody's bytes are in.
+            let _ = unsafe { mmap::protect(cover.range, libc::PROT_READ | libc::PROT_WRITE) };
+        }
+    }
+
     /// How many pages this thread has covered at once from here on.
     pub(super) fn run_pages(&self) -> usize {
         let this = thread::key();
@@ -67,21 +90,21 @@ impl Region {
     /// Puts filler, or what can still be read of them, in place of the page and those of the run around it, or
     /// fewer. Where there are many covers, or the process has no map entry left, the covers there are go first:
     /// a thread that comes back to their pages is told again.
-    pub(super) fn cover(&mut self, page: usize, run: Range) -> bool {
+    pub(super) fn cover(&mut self, page: usize, run: Range, fault: &Fault) -> bool {
         if self.covered.len() >= COVERS_MOST {
             self.uncover(); // while there are map entries left to do it with
         }
-        if self.cover_most(page, run) {
+        if self.cover_most(page, run, fault) {
             return true;
         }
         let before = self.covered.len();
         self.uncover();
-        self.covered.len() < before && self.cover_most(page, Range { start: page, len: self.page })
+        self.covered.len() < before && self.cover_most(page, Range { start: page, len: self.page }, fault)
     }
 
-    fn cover_most(&mut self, page: usize, mut run: Range) -> bool {
+    fn cover_most(&mut self, page: usize, mut run: Range, fault: &Fault) -> bool {
         loop {
-            if self.cover_run(page, run) {
+            if self.cover_run(page, run, fault) {
                 return true;
             }
             if run.len == self.page {
@@ -93,20 +116,21 @@ impl Region {
         }
     }
 
-    fn cover_run(&mut self, page: usize, run: Range) -> bool {
+    fn cover_run(&mut self, page: usize, run: Range, fault: &Fault) -> bool {
         let nothing = memory::is_present(run.start).is_none();
         if nothing && !hold_free(run) {
             return false; // held before anything else comes there, what is made next for one
         }
         let readable = mmap::peek(page, &mut [0]) == 1;
-        let made = if readable { self.copy_of(run) } else { filler_for(run, self.page) };
+        let made = if readable { self.copy_of(run) } else { filler_for(run, self.page, fault.touch) };
         let under = if nothing { Some(Under::Nothing) } else { made.and_then(|_| self.take_away(run)) };
         let shown = made.is_some_and(|made| under.is_some() && show(made, run));
         match under {
             Some(under) if shown => {
-                self.covered.insert(run.start, Cover { range: run, under, thread: thread::key() });
+                let (thread, signal) = (thread::key(), fault.signal);
+                self.covered.insert(run.start, Cover { range: run, under, thread, signal });
             }
-            Some(under) => _ = put_back(run, &under),
+            Some(under) => _ = self.put_back(run, &under),
             None => {}
         }
         if let Some(made) = made.filter(|_| !shown) {
@@ -141,10 +165,12 @@ impl Region {
             return Some(Under::Held);
         }
         let aside = memory::reserve_aligned(run.len, self.page, libc::PROT_NONE).ok()?;
+        self.loosen(run);
         // SAFETY: fresh memory of this function's is replaced by a run of the region.
         if unsafe { mmap::move_away(run, aside.start) }.is_err() {
             // SAFETY: nothing refers to it.
             unsafe { memory::unmap(aside) };
+            self.fasten(run);
             return None;
         }
         Some(Under::Moved(aside.start))
@@ -159,7 +185,31 @@ impl Region {
 
     /// Puts back every page that was covered; one that cannot be (no map entry is left) the next time.
     pub fn uncover(&mut self) {
-        self.covered.retain(|_, cover| !put_back(cover.range, &cover.under));
+        let mut covered = std::mem::take(&mut self.covered);
+        covered.retain(|_, cover| !self.put_back(cover.range, &cover.under));
+        self.covered = covered;
+    }
+
+    fn put_back(&self, range: Range, under: &Under) -> bool {
+        // SAFETY: the region's own pages, and their own place, which filler has taken.
+        let done = unsafe {
+            match *under {
+                Under::Moved(aside) => {
+                    mmap::move_over(Range { start: aside, len: range.len }, range.start).is_ok()
+                }
+                Under::Held => hold(range).is_ok(),
+                Under::Nothing => mmap::unmap(range).is_ok(),
+            }
+        };
+        if let (true, Under::Moved(_)) = (done, under) {
+            self.fasten(range);
+            if let Some(advice) = self.wishes.advice() {
+                // What was given meanwhile for all of the region: it becomes one map entry again.
+                // SAFETY: pages of the region; the advice takes nothing.
+                let _ = unsafe { mmap::advise(range, advice) };
+            }
+        }
+        done
     }
 
     /// Ends what covers any page of some bytes of an arena, which something else takes.
@@ -191,19 +241,6 @@ impl Region {
     }
 }
 
-fn put_back(range: Range, under: &Under) -> bool {
-    // SAFETY: the region's own pages, and their own place, which filler has taken.
-    unsafe {
-        match *under {
-            Under::Moved(aside) => {
-                mmap::move_over(Range { start: aside, len: range.len }, range.start).is_ok()
-            }
-            Under::Held => hold(range).is_ok(),
-            Under::Nothing => mmap::unmap(range).is_ok(),
-        }
-    }
-}
-
 /// A range around a page, less another that does not hold the page, or what both share.
 pub(super) fn cut(around: Range, other: Range, page: usize) -> Range {
     let (start, end) = if other.contains(page) {
@@ -217,7 +254,7 @@ pub(super) fn cut(around: Range, other: Range, page: usize) -> Range {
 }
 
 /// Filler for a run, or for a piece of it.
-fn filler_for(run: Range, page: usize) -> Option<Range> {
+fn filler_for(run: Range, page: usize, touch: Touch) -> Option<Range> {
     let len = run.len.min(PIECE_LEAST.max(run.len / PIECE_SHARE).next_multiple_of(page));
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -225,6 +262,10 @@ fn filler_for(run: Range, page: usize) -> Option<Range> {
     let piece = unsafe { mmap::map(&Request { address: 0, len, prot, flags, fd: -1, offset: 0 }) }.ok()?;
     // SAFETY: fresh memory of this function's, read-write, of that length.
     unsafe { std::slice::from_raw_parts_mut(piece.start as *mut u8, piece.len) }.fill(FILLER);
+    if touch == Touch::Read {
+        // SAFETY: as above. Refused for want of a map entry it stays writable.
+        let _ = unsafe { mmap::protect(piece, libc::PROT_READ) };
+    }
     Some(piece)
 }
 

@@ -120,7 +120,16 @@ impl Region {
     /// What to ask the file.
     pub fn mend(&mut self, fault: Fault, gap: Range, answer: Option<&Answer>) -> Result<Mended, Question> {
         let page = self.page_of(fault.address);
-        if self.is_covered(Range { start: page, len: self.page }) {
+        if let Some(met_by) = self.covered_by(page) {
+            let alone = Range { start: page, len: self.page };
+            if fault.touch == Touch::Write {
+                let again = Fault { signal: met_by, ..fault };
+                if met_by == libc::SIGBUS && self.judge(again, alone, 1, answer)?.is_none() {
+                    self.uncover();
+                    return Ok(Mended::Again);
+                }
+                self.let_write(page);
+            }
             // Another thread met it first; this one is told as well.
             let failure = self.failure.as_ref().map(|met| met.error.clone());
             return Ok(failure.map_or(Mended::Again, Mended::ToldAgain));
@@ -134,7 +143,7 @@ impl Region {
         let Some(reason) = reason.or_else(|| fault.insists.then(unknown).flatten()) else {
             return Ok(Mended::Again);
         };
-        if !self.cover(page, reason.run) {
+        if !self.cover(page, reason.run, &fault) {
             return Ok(Mended::No);
         }
         count(&self.errors);

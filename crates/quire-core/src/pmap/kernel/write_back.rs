@@ -117,6 +117,21 @@ impl Stored {
         })
     }
 
+    /// The same of the whole file by a descriptor, wherever its pages are mapped just now.
+    ///
+    /// # Errors
+    /// As [`Stored::sync`].
+    pub fn sync_file(&self, flags: i32) -> Result<(), StoreError> {
+        let Some(backing) = self.backing.as_ref().filter(|_| flags & libc::MS_SYNC != 0) else {
+            return Ok(());
+        };
+        backing.with_file(std::fs::File::sync_data).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.refused(errno, self.offset, true);
+            error_of(errno, self.offset)
+        })
+    }
+
     fn sync_again(&self, flags: i32) -> Result<(), StoreError> {
         let unwritten = &self.wishes.unwritten;
         if flags & libc::MS_SYNC == 0 {
