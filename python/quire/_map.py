@@ -99,22 +99,25 @@ def map(
     ...     bytes(mapping.array)
     b'memory'
     """
+    if page_offset is not None:
+        if offset:
+            raise ValueError("offset and page_offset say the same: give one of them")
+        offset = operator.index(page_offset) * OFFSET_UNIT
     return mapped(
         _core.map_kernel,
         source,
         size,
-        sharing=sharing,
-        protection=protection,
-        offset=offset,
-        page_offset=page_offset,
-        dtype=dtype,
-        shape=shape,
-        order=order,
-        address=address,
-        flags=flags,
-        reserve=reserve,
-        budget=budget,
-        cache=cache,
+        sharing,
+        protection,
+        offset,
+        dtype,
+        shape,
+        order,
+        address,
+        flags,
+        reserve,
+        budget,
+        cache,
     )
 
 
@@ -122,11 +125,9 @@ def mapped(
     make: Callable[..., _core.KernelRange],
     source: Mappable,
     size: SizeLike | None,
-    *,
     sharing: str | None,
     protection: str | None,
     offset: int,
-    page_offset: int | None,
     dtype: npt.DTypeLike | None,
     shape: ShapeLike | None,
     order: Order,
@@ -139,11 +140,7 @@ def mapped(
     """Maps as `map` does, by a native function of the arguments of mmap(2)."""
     anonymous = source is None
     bits = (3 if anonymous else 1) if protection is None else protection_bits(protection)
-    kind = check_flags(sharing, int(flags), anonymous, address)
-    if page_offset is not None:
-        if offset:
-            raise ValueError("offset and page_offset say the same: give one of them")
-        offset = operator.index(page_offset) * OFFSET_UNIT
+    kind = check_flags(sharing, flags and int(flags), anonymous, address)
     if offset < 0 or (anonymous and offset):
         raise ValueError(f"offset {offset}: it counts from the start of a source, which must be")
     if offset >= OFFSET_END or not 0 <= (address or 0) < ADDRESS_END:
@@ -172,7 +169,7 @@ def mapped(
     if dtype is not None or shape is not None or budget is not None:
         mapping._raw = RawArray(dtype, shape, order)
         _finish(mapping, budget, cache)
-    if of is not None and not isinstance(of, int):
+    if isinstance(of, str):
         given = (of, size_bytes, sharing, protection, offset, dtype, shape, order, flags)
         mapping._recipe = remap, (*given, reserve_bytes, budget, cache)
     return mapping
@@ -211,12 +208,14 @@ def remap(
 
 def _source_of(source: Mappable) -> tuple[str | int | None, str]:
     """What the core maps, and its name."""
-    if source is None:
-        return None, ANONYMOUS
+    if type(source) is int:
+        return source, f"descriptor {source}"
     if isinstance(source, str):
         return require_path(source), source
+    if source is None:
+        return None, ANONYMOUS
     if isinstance(source, int) and not isinstance(source, bool):
-        return source, f"descriptor {source}"
+        return int(source), f"descriptor {source}"
     if isinstance(source, os.PathLike):
         path = require_path(os.fsdecode(source))
         return path, path

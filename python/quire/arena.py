@@ -150,23 +150,8 @@ class Arena(Mapping, _core.ArenaBase):
             raise ValueError(f"byte {at}: it counts from the start of the arena")
         if flags & PLACING:
             raise ValueError("the arena says where: leave out FIXED, BIT32 and GROWSDOWN")
-        mapping = mapped(
-            self.place,
-            source,
-            size,
-            sharing=sharing,
-            protection=protection,
-            offset=offset,
-            page_offset=None,
-            dtype=dtype,
-            shape=shape,
-            order=order,
-            address=at,
-            flags=flags,
-            reserve=reserve,
-            budget=budget,
-            cache=cache,
-        )
+        how = (sharing, protection, offset, dtype, shape, order, at, flags, reserve, budget, cache)
+        mapping = mapped(self.place, source, size, *how)
         mapping._recipe = None
         self._hold(mapping.address, mapping)
         return mapping

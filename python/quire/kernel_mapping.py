@@ -32,6 +32,8 @@ NO_BUDGET = (1 << 64) - 1
 
 Returned = TypeVar("Returned")
 
+_unmap = _core.MappingBase.unmap
+
 
 class RawArray:
     """How the bytes of a mapping are an array."""
@@ -352,10 +354,9 @@ class KernelMapping(Mapping, _core.KernelMappingBase):
                 it again, or ``discard``.
             BufferError: an array or another view of the mapping is alive.
         """
-        if not self.closed:
-            if self.unwritten and not discard and self.exports == 0:
-                self.sync()
-            super().unmap(discard)
+        if self.unwritten and not discard and not self.closed and self.exports == 0:
+            self.sync()
+        _unmap(self, discard)
 
     def __exit__(
         self,

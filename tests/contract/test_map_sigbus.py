@@ -231,6 +231,31 @@ def test_foreign_sigbus_goes_where_it_went_before(path: Path, how: str) -> None:
         assert "child_meets_its_own_sigbus" in ended.errors
 
 
+def child_meets_a_handler_that_passes_nothing_on(path: str, way: str) -> None:
+    """Installed between a mapping and the first touch of it."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: os._exit(40))
+    mapping = quire.map(path, sharing="shared")
+    ctypes.CDLL(None).signal(signal.SIGBUS, handler)
+    os.truncate(path, PAGE)
+    ways = {
+        "array": lambda: touch(mapping.array, 2 * PAGE),
+        "memoryview": lambda: memoryview(mapping)[2 * PAGE],
+        "address": lambda: ctypes.string_at(mapping.address + 2 * PAGE, 1),
+        "read": lambda: mapping.read(2 * PAGE, 1),
+    }
+    try:
+        ways[way]()
+        mapping.check()
+    except quire.TruncatedError:
+        print("told", flush=True)
+
+
+@pytest.mark.parametrize("way", ["array", "memoryview", "address", "read"])
+def test_the_handlers_are_on_top_when_a_mapping_is_first_touched(path: Path, way: str) -> None:
+    ended = children.run(child_meets_a_handler_that_passes_nothing_on, path, way)
+    assert (ended.status, ended.output) == (0, "told\n")
+
+
 def child_segfaults(path: str) -> None:
     with quire.map(path, sharing="shared") as mapping:
         assert mapping.array[0] == 7

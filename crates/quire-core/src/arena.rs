@@ -48,7 +48,12 @@ pub fn place(
     let mut region = Region::map(ask)?;
     let mut regions = SPACE.kernel_mut();
     match arena::place(&mut regions, within.start(), &mut region, at, reserve) {
-        Ok(()) => Ok(KernelMapping::enter_in(&mut regions, region)),
+        Ok(()) => {
+            let placed = KernelMapping::enter_in(&mut regions, region);
+            drop(regions);
+            placed.expose(); // to who has the arena's addresses
+            Ok(placed)
+        }
         Err(error) => {
             drop(regions);
             region.unmap();

@@ -4,8 +4,8 @@
 //! The kernel tells of no touch, but which pages have translations (PAGEMAP_SCAN). Pages that came since
 //! the last look are the touches, to about 16 pages, as the kernel maps what is cached around a fault.
 //!
-//! - A range begins as `MADV_RANDOM`, so that a touch brings in one page: the kernel's own
-//!   default reads as much around it as a device's readahead is (128 KiB, or many MiB).
+//! - A range is `MADV_RANDOM` before anybody is given its addresses ([`hush`]), so that a touch brings in one
+//!   page: the kernel's own default reads as much around it as a device's readahead is (128 KiB, or many MiB).
 //! - A walk (`walks.rs`) makes it `MADV_NORMAL`: the kernel reads ahead in large folios, while the walk goes over
 //!   what was read. (`MADV_SEQUENTIAL` does so from the first byte of a file only; a walk that it meets further
 //!   on waits for every window.) Where that window is small quire asks for more (posix_fadvise(3)).
@@ -59,15 +59,18 @@ static BELL: AtomicU32 = AtomicU32::new(0);
 /// The daemon sleeps longer than a moment.
 static DOZES: AtomicBool = AtomicBool::new(false);
 
+/// Whether its touches are worth a look, and can be seen.
+fn is_watched(region: &Region) -> bool {
+    region.size >= LEAST_BYTES
+        && region.backing.as_ref().is_some_and(|file| file.is_cached())
+        && Pagemap::probe().is_ok()
+}
+
 /// A mapping was made, or wishes changed.
 pub fn notice(region: &Region) {
-    if region.size < LEAST_BYTES
-        || !region.backing.as_ref().is_some_and(|file| file.is_cached())
-        || Pagemap::probe().is_err()
-    {
-        return; // where nobody sees walks, the kernel's own default stays
+    if !is_watched(region) {
+        return;
     }
-    hush(region);
     if !RUNS.load(Ordering::Acquire) && !RUNS.swap(true, Ordering::AcqRel) {
         if thread::spawn("quire-kernel", serve).is_err() {
             RUNS.store(false, Ordering::Release); // advice is a hint; a budget is looked at again
@@ -80,9 +83,10 @@ pub fn notice(region: &Region) {
     }
 }
 
-/// Turns the kernel's reading ahead off, until a walk is seen.
-fn hush(region: &Region) {
-    if region.wishes.advised.load(Ordering::Relaxed) == NOT_ADVISED
+/// Turns the kernel's reading ahead off, until a walk is seen. Where nobody sees walks its default stays.
+pub fn hush(region: &Region) {
+    if is_watched(region)
+        && region.wishes.advised.load(Ordering::Relaxed) == NOT_ADVISED
         && !region.wishes.hushed.swap(true, Ordering::Relaxed)
     {
         // SAFETY: pages of the region; the advice takes nothing.

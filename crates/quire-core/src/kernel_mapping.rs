@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::counters::{RETIRED, add};
@@ -59,6 +59,8 @@ pub struct KernelMapping {
     errors: Arc<AtomicU64>,
     wishes: Arc<Wishes>,
     source: Arc<str>,
+    /// Its addresses were given to somebody.
+    exposed: AtomicBool,
 }
 
 /// What a call sees of a region while it uses it.
@@ -109,10 +111,13 @@ impl KernelMapping {
             let message = "another mapping of quire is there".into();
             return Err(MapError::Sys { call: "mmap", errno: libc::EEXIST, message });
         }
-        Region::map(ask).map(|region| Self::enter_in(&mut regions, region))
+        let mapping = Region::map(ask).map(|region| Self::enter_in(&mut regions, region))?;
+        drop(regions);
+        mapping.expose(); // its address is known
+        Ok(mapping)
     }
 
-    /// What is asked for, opened; the process and this thread are ready for its faults.
+    /// What is asked for, opened; this thread takes the signals of its faults.
     pub(crate) fn opened(from: &Source<'_>, size: Option<u64>, mut ask: Ask) -> Result<Ask, MapError> {
         let opened = match *from {
             Source::Path(path, writable) => Some(Opened::path(path, writable)),
@@ -129,12 +134,20 @@ impl KernelMapping {
         Ok(ask)
     }
 
-    /// Makes the process and this thread ready for faults.
+    /// Makes the process and this thread ready for faults, once.
     pub(crate) fn be_ready() {
-        if READY.replace(true) {
-            signal::keep_fault_handlers();
-        } else {
+        if !READY.replace(true) {
             runtime::once_per_process();
+        }
+    }
+
+    /// Somebody may touch it from now on: so the handlers of faults are on top, and what is touched by chance
+    /// brings in no more than that. Only here, as many a mapping is closed without ever being touched.
+    pub fn expose(&self) {
+        if !self.exposed.swap(true, Ordering::AcqRel) {
+            Self::be_ready();
+            signal::keep_fault_handlers();
+            self.look(kernel_daemon::hush);
         }
     }
 
@@ -154,6 +167,7 @@ impl KernelMapping {
             errors: Arc::clone(&region.errors),
             wishes: Arc::clone(&region.wishes),
             source: Arc::clone(&region.source),
+            exposed: AtomicBool::new(false),
         };
         kernel_daemon::notice(&region);
         regions.insert(region.range.start, region);
@@ -194,6 +208,7 @@ impl KernelMapping {
             }
             region.wishes.drops.store(drops, Ordering::Relaxed);
             region.wishes.budget.store(budget, Ordering::Relaxed);
+            kernel_daemon::hush(region);
             kernel_daemon::notice(region);
             Ok(())
         };
@@ -524,10 +539,9 @@ fn not_here(offset: u64) -> StoreError {
 
 /// The bytes from an offset to the end: of a file by its length, of a block device as it says.
 fn length_of(opened: &Opened, offset: u64) -> Result<u64, MapError> {
-    let metadata = &opened.metadata;
-    let len = if metadata.is_file() {
-        metadata.len()
-    } else if crate::sys::backing::is_block_device(metadata) {
+    let len = if opened.status.is_file() {
+        opened.status.size
+    } else if opened.status.is_block_device() {
         crate::sys::backing::block_device_len(&opened.file)
             .map_err(|error| kernel::sys_io("ioctl BLKGETSIZE64", &error))?
     } else {

@@ -72,6 +72,7 @@ fn store_error(error: &MapError, offset: u64) -> StoreError {
 
 impl Mapped for Kernel {
     fn address(&self) -> usize {
+        self.mapping.expose();
         self.mapping.look(|region| region.range.start + region.slack).unwrap_or(0)
     }
 

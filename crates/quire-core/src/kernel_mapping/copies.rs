@@ -16,6 +16,7 @@ impl KernelMapping {
         len: usize,
         copy: impl Fn(usize) -> Result<(), u64>,
     ) -> Result<(), StoreError> {
+        self.expose();
         let used = self.in_use().map_err(|_| not_here(offset))?;
         let start = used.address + offset as usize;
         let copy = || copy(start).map_err(|id| take_failure(id, offset));

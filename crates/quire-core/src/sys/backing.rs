@@ -2,10 +2,10 @@
 //! cannot be had. Called in signal handlers too: every function here is system calls and nothing else.
 #![allow(unsafe_code)]
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -64,12 +64,55 @@ fn keep_below() -> RawFd {
     RawFd::try_from(limit / 2).unwrap_or(RawFd::MAX)
 }
 
+/// What a mapping needs to know of a file (fstat(2), which costs less than the statx(2) of the standard library).
+pub struct Status {
+    /// Bytes of a regular file.
+    pub size: u64,
+    device: u64,
+    inode: u64,
+    kind: libc::mode_t,
+    /// Of a device file: which device it is.
+    number: u64,
+    block_bytes: u64,
+}
+
+impl Status {
+    fn of(file: &File) -> io::Result<Self> {
+        // SAFETY: fills a struct on this stack.
+        let (rc, found) = unsafe {
+            let mut found: libc::stat = std::mem::zeroed();
+            (libc::fstat(file.as_raw_fd(), &raw mut found), found)
+        };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Status {
+            size: found.st_size.cast_unsigned(),
+            device: found.st_dev,
+            inode: found.st_ino,
+            kind: found.st_mode & libc::S_IFMT,
+            number: found.st_rdev,
+            block_bytes: found.st_blksize.try_into().unwrap_or(0),
+        })
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.kind == libc::S_IFREG
+    }
+
+    /// Whether it is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.kind == libc::S_IFBLK
+    }
+}
+
 /// A file open for mapping.
 pub struct Opened {
     /// The file.
     pub file: File,
     /// What fstat(2) said of it.
-    pub metadata: Metadata,
+    pub status: Status,
     path: Option<PathBuf>,
     writable: bool,
 }
@@ -83,8 +126,8 @@ impl Opened {
         // A FIFO must be refused rather than waited for; regular files do not mind.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         let file = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path)?;
-        let metadata = file.metadata()?;
-        Ok(Opened { file, metadata, path: Some(path.to_path_buf()), writable })
+        let status = Status::of(&file)?;
+        Ok(Opened { file, status, path: Some(path.to_path_buf()), writable })
     }
 
     /// Takes a duplicate of a descriptor of the caller's.
@@ -99,8 +142,8 @@ impl Opened {
         }
         // SAFETY: just made, nobody else's.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(own) });
-        let metadata = file.metadata()?;
-        Ok(Opened { file, metadata, path: None, writable: false })
+        let status = Status::of(&file)?;
+        Ok(Opened { file, status, path: None, writable: false })
     }
 
     /// What stays of it beside a mapping.
@@ -108,10 +151,10 @@ impl Opened {
         let fd = self.file.as_raw_fd();
         let keep = self.path.is_none() || fd < ALWAYS_KEPT || fd < keep_below();
         Backing {
-            device: self.metadata.dev(),
-            inode: self.metadata.ino(),
-            regular: self.metadata.is_file(),
-            block: is_block_device(&self.metadata).then(|| self.metadata.rdev()),
+            device: self.status.device,
+            inode: self.status.inode,
+            regular: self.status.is_file(),
+            block: self.status.is_block_device().then_some(self.status.number),
             path: self.path,
             writable: self.writable,
             file: keep.then_some(self.file),
@@ -154,7 +197,7 @@ impl Backing {
         }
         let path = self.path.as_deref().unwrap_or(Path::new(""));
         let again = Opened::path(path, self.writable)?;
-        if (again.metadata.dev(), again.metadata.ino()) != (self.device, self.inode) {
+        if (again.status.device, again.status.inode) != (self.device, self.inode) {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
         work(&again.file)
@@ -366,16 +409,11 @@ fn file_system_of(file: &File) -> Option<libc::statfs> {
 
 /// Bytes of a page of a file of hugetlbfs; `None` for any other file.
 pub fn huge_page_of(opened: &Opened) -> Option<usize> {
-    if opened.metadata.blksize() <= page_bytes() as u64 {
+    if opened.status.block_bytes <= page_bytes() as u64 {
         return None;
     }
     let found = file_system_of(&opened.file).filter(|found| found.f_type == HUGETLBFS_MAGIC);
     found.and_then(|found| usize::try_from(found.f_bsize).ok())
-}
-
-/// Whether a file is a block device.
-pub fn is_block_device(metadata: &Metadata) -> bool {
-    metadata.file_type().is_block_device()
 }
 
 /// The bytes of a block device (BLKGETSIZE64).
