@@ -145,7 +145,8 @@ def mapped(
         raise ValueError(f"offset {offset}: it counts from the start of a source, which must be")
     if offset >= OFFSET_END or not 0 <= (address or 0) < ADDRESS_END:
         raise ValueError("an offset is below 2**63, and an address from 0 to 2**64 - 1")
-    require_cache(cache)
+    if cache != "keep":
+        require_cache(cache)
     size_bytes = None if size is None else parse_size(size)
     reserve_bytes = 0 if reserve is None else parse_size(reserve, name="reserve")
     of, label = _source_of(source)

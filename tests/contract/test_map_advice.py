@@ -89,6 +89,24 @@ def test_what_a_walk_will_touch_is_read_ahead(path: Path) -> None:
         wait_until(far_ahead, "4 MiB ahead of the walk are cached")
 
 
+def test_ahead_of_the_beginning_of_a_walk_is_read_before_it_is_one(path: Path) -> None:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    # 32 pages, too few for a walk, at each MiB.
+    pages = iter([start + page for start in range(0, SIZE // 4096, 256) for page in range(32)])
+    with quire.map(path, sharing="shared") as mapping:
+        array = mapping.array
+        assert mapping.residency().count(1) == 0
+
+        def ahead() -> bool:
+            page = next(pages)
+            touch(array, page * 4096)
+            return mapping.residency()[page + 1] == 1
+
+        wait_until(ahead, "the page after the last one touched is cached")
+        assert is_random(mapping)
+
+
 def test_the_programs_own_advice_is_left_alone(path: Path) -> None:
     os.truncate(path, SPARSE_SIZE)
     with quire.map(path, sharing="shared") as mapping, quire.map(path, sharing="shared") as other:

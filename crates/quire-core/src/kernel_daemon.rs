@@ -6,6 +6,7 @@
 //!
 //! - A range is `MADV_RANDOM` before anybody is given its addresses ([`hush`]), so that a touch brings in one
 //!   page: the kernel's own default reads as much around it as a device's readahead is (128 KiB, or many MiB).
+//! - What may be the beginning of a walk has quire read ahead, twice what it has been over.
 //! - A walk (`walks.rs`) makes it `MADV_NORMAL`: the kernel reads ahead in large folios, while the walk goes over
 //!   what was read. (`MADV_SEQUENTIAL` does so from the first byte of a file only; a walk that it meets further
 //!   on waits for every window.) Where that window is small quire asks for more (posix_fadvise(3)).
@@ -16,7 +17,8 @@
 //! Where the kernel tells of no translations (before Linux 6.7) nothing of this is done.
 //!
 //! One thread, which ends when there has been nothing to watch for a while. The child of a fork has none,
-//! until it maps something or has a budget to keep, and the kernel's default again ([`reset_in_child`]).
+//! until a new mapping is given out or there is a budget to keep, and the kernel's default again
+//! ([`reset_in_child`]).
 #![allow(unsafe_code)]
 
 mod budget;
@@ -35,12 +37,16 @@ use crate::sys::memory::Range;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{futex, mmap, thread};
 use budget::{Blocks, drop_ahead};
-use walks::Walks;
+use walks::{Noted, Walks};
 
 /// Smaller mappings are not worth a look.
 const LEAST_BYTES: u64 = 1 << 20;
 /// While it is not known how a range is walked, or a budget is all but used up.
 const TICK_LEAST: Duration = Duration::from_micros(500);
+/// While a range is new: each page that a walk touches before it is known as one is waited for by itself.
+const TICK_NEW: Duration = Duration::from_micros(100);
+/// Looks at touches in which a range is new.
+const NEW_LOOKS: u32 = 64;
 /// While more is mapped than a budget allows.
 const TICK_OVER: Duration = Duration::from_micros(50);
 const TICK_BUSY: Duration = Duration::from_millis(2);
@@ -53,6 +59,8 @@ const IDLE_TICKS: u32 = 8;
 const SCATTERED: usize = 4;
 /// Read ahead of a walk, by the kernel or else by quire.
 const AHEAD: u64 = 8 << 20;
+/// Read ahead of what may become one, of the bytes that it was over.
+const AHEAD_OF_BEGINNING: usize = 2;
 
 static RUNS: AtomicBool = AtomicBool::new(false);
 static BELL: AtomicU32 = AtomicU32::new(0);
@@ -66,7 +74,7 @@ fn is_watched(region: &Region) -> bool {
         && Pagemap::probe().is_ok()
 }
 
-/// A mapping was made, or wishes changed.
+/// The addresses of a mapping are known to somebody, or wishes changed.
 pub fn notice(region: &Region) {
     if !is_watched(region) {
         return;
@@ -92,6 +100,11 @@ pub fn hush(region: &Region) {
         // SAFETY: pages of the region; the advice takes nothing.
         let _ = unsafe { mmap::advise(region.range, libc::MADV_RANDOM) };
     }
+}
+
+/// Whether anybody can have touched it.
+fn is_exposed(region: &&Region) -> bool {
+    region.wishes.exposed.load(Ordering::Acquire)
 }
 
 /// A region while the daemon looks at it.
@@ -153,7 +166,7 @@ fn serve() {
         watch(&pagemap);
         RUNS.store(false, Ordering::Release);
         // One that came just now has found this thread running.
-        let more = SPACE.kernel().values().filter_map(Look::of).count() > 0;
+        let more = SPACE.kernel().values().filter(is_exposed).filter_map(Look::of).count() > 0;
         if !more || RUNS.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -166,8 +179,8 @@ fn watch(pagemap: &Pagemap) {
     let (mut tick, mut idle, mut time) = (TICK_LEAST, 0, 0);
     while idle < IDLE_TICKS {
         let seen = BELL.load(Ordering::Acquire);
-        // One that was made just now may be gone in a moment: it is not held up.
-        let known = |region: &&Region| region.wishes.seen.swap(true, Ordering::Relaxed);
+        // One that was given out just now may be gone in a moment: it is not held up.
+        let known = |region: &&Region| is_exposed(region) && region.wishes.seen.swap(true, Ordering::Relaxed);
         let looks: Vec<Look> = SPACE.kernel().values().filter(known).filter_map(Look::of).collect();
         watched.retain(|id, _| looks.iter().any(|look| look.id == *id));
         time += 1;
@@ -176,16 +189,17 @@ fn watch(pagemap: &Pagemap) {
         let bounded = looks.iter().any(|look| look.wishes.is_bounded());
         tick = match pace {
             Pace::Over => TICK_OVER,
+            Pace::New => TICK_NEW,
             Pace::Pressing => TICK_LEAST,
             Pace::Busy => TICK_BUSY,
             Pace::Idle => (tick * 2).min(if bounded { TICK_BOUNDED } else { TICK_MOST }),
         };
         idle = if looks.is_empty() && tick == TICK_MOST { idle + 1 } else { 0 };
         drop(looks); // no mapping's end waits for a tick
-        DOZES.store(tick > 2 * TICK_BUSY, Ordering::Release);
+        DOZES.store(tick > TICK_LEAST, Ordering::Release);
         futex::wait(&BELL, seen, tick);
         if BELL.load(Ordering::Acquire) != seen {
-            tick = TICK_LEAST;
+            tick = TICK_NEW;
         }
     }
 }
@@ -199,6 +213,8 @@ enum Pace {
     Busy,
     /// They were not what the advice expects, or there is a budget to keep.
     Pressing,
+    /// The same, in a range that is new.
+    New,
     /// They were more than a budget allows.
     Over,
 }
@@ -210,6 +226,8 @@ struct Watch {
     walks: Walks,
     /// The advice that is in force for all of it.
     advice: Option<i32>,
+    /// Looks that saw pages come.
+    looks: u32,
     /// Scattered touches of late.
     scattered: usize,
     /// Up to where was read ahead.
@@ -230,12 +248,15 @@ impl Watch {
             return Pace::Idle;
         }
         let fresh = fresh(&self.runs, &runs);
-        let noted = self.walks.note(&fresh);
-        noted.in_vain.into_iter().for_each(|ahead| drop_ahead(look, ahead));
+        let noted = if fresh.is_empty() { Noted::default() } else { self.walks.note(&fresh) };
+        self.looks = self.looks.saturating_add(u32::from(!fresh.is_empty()));
+        noted.in_vain.iter().for_each(|ahead| drop_ahead(look, *ahead));
         let before = self.advice;
         if !advised && !leashed {
             self.walks.clear_ahead().for_each(|ahead| drop_ahead(look, ahead));
-            self.advise(look, noted.walking, noted.scattered);
+            if !fresh.is_empty() {
+                self.advise(look, &noted);
+            }
         }
         let bounded = look.wishes.is_bounded();
         let mapped: u64 = runs.iter().map(|run| run.len as u64).sum();
@@ -245,22 +266,30 @@ impl Watch {
         match fresh.is_empty() {
             true => Pace::Idle,
             false if over => Pace::Over,
+            false if !bounded && !settled && self.looks <= NEW_LOOKS => Pace::New,
             false if bounded || !settled => Pace::Pressing,
             false => Pace::Busy,
         }
     }
 
     /// Follows walks and notices scattered touches.
-    fn advise(&mut self, look: &Look, walking: bool, scattered: usize) {
-        if walking {
+    fn advise(&mut self, look: &Look, noted: &Noted) {
+        if noted.walking {
             self.scattered = 0;
             self.set_advice(look, libc::MADV_NORMAL);
-            if look.backing.read_ahead_bytes() < AHEAD {
-                self.read_ahead(look);
+            if look.backing.read_ahead_bytes() < AHEAD
+                && let Some(walk) = self.walks.forward().last()
+            {
+                let at = walk.over.end();
+                self.read_ahead(look, at, AHEAD as usize);
             }
             return;
         }
-        self.scattered = if scattered == 0 { self.scattered / 2 } else { self.scattered + scattered };
+        if let Some(over) = noted.beginning {
+            self.read_ahead(look, over.end(), AHEAD_OF_BEGINNING * over.len);
+        }
+        self.scattered =
+            if noted.scattered == 0 { self.scattered / 2 } else { self.scattered + noted.scattered };
         if self.scattered >= SCATTERED {
             self.set_advice(look, libc::MADV_RANDOM);
         }
@@ -279,13 +308,11 @@ impl Watch {
         }
     }
 
-    /// Has the kernel read what a walk will touch.
-    fn read_ahead(&mut self, look: &Look) {
-        let Some(walk) = self.walks.forward().last() else { return };
-        let at = walk.over.end();
-        let end = look.range.end().min(at + AHEAD as usize);
+    /// Has the kernel read what a walk that has come to `at` will touch, so many bytes.
+    fn read_ahead(&mut self, look: &Look, at: usize, bytes: usize) {
+        let end = look.range.end().min(at + bytes);
         let start = if (at..=end).contains(&self.ahead) { self.ahead } else { at };
-        if start < end && (start == at || start < at + AHEAD as usize / 2) {
+        if start < end && (start == at || start < at + bytes / 2) {
             look.backing.will_need(look.offset_of(start), (end - start) as u64);
             self.ahead = end;
         }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::counters::{RETIRED, add};
@@ -59,8 +59,6 @@ pub struct KernelMapping {
     errors: Arc<AtomicU64>,
     wishes: Arc<Wishes>,
     source: Arc<str>,
-    /// Its addresses were given to somebody.
-    exposed: AtomicBool,
 }
 
 /// What a call sees of a region while it uses it.
@@ -144,10 +142,11 @@ impl KernelMapping {
     /// Somebody may touch it from now on: so the handlers of faults are on top, and what is touched by chance
     /// brings in no more than that. Only here, as many a mapping is closed without ever being touched.
     pub fn expose(&self) {
-        if !self.exposed.swap(true, Ordering::AcqRel) {
+        if !self.wishes.exposed.swap(true, Ordering::AcqRel) {
             Self::be_ready();
             signal::keep_fault_handlers();
             self.look(kernel_daemon::hush);
+            self.look(kernel_daemon::notice);
         }
     }
 
@@ -167,9 +166,7 @@ impl KernelMapping {
             errors: Arc::clone(&region.errors),
             wishes: Arc::clone(&region.wishes),
             source: Arc::clone(&region.source),
-            exposed: AtomicBool::new(false),
         };
-        kernel_daemon::notice(&region);
         regions.insert(region.range.start, region);
         mapping
     }
@@ -212,6 +209,7 @@ impl KernelMapping {
             kernel_daemon::notice(region);
             Ok(())
         };
+        self.expose(); // its pages come by calls too
         let _used = self.in_use()?;
         self.look(set).ok_or_else(closed)??;
         if self.wishes.is_leashed() {

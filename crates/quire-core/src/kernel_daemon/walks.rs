@@ -89,6 +89,8 @@ impl Walk {
 pub struct Noted {
     /// A walk went on.
     pub walking: bool,
+    /// All that came went on where touches came before: what may become a walk has been over these addresses.
+    pub beginning: Option<Range>,
     /// Touches that are near no others.
     pub scattered: usize,
     /// What was being read ahead of walks that are forgotten.
@@ -121,6 +123,14 @@ impl Walks {
             } else {
                 noted.scattered += usize::from(walk.looks == 1);
             }
+        }
+        let mut touched = self.known.iter().filter(|walk| walk.seen == self.looks);
+        if let (Some(only), None) = (touched.next(), touched.next())
+            && only.looks > 1
+            && only.forward
+            && !only.is_walk()
+        {
+            noted.beginning = Some(only.over);
         }
         self.forget(&mut noted.in_vain);
         noted
@@ -186,6 +196,17 @@ mod tests {
             assert_eq!(noted, [false, false, false, true]);
             assert_eq!(walks.forward().count(), usize::from(forward));
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_walk_is_the_only_place_that_goes_on() {
+        let mut walks = Walks::default();
+        assert_eq!(walks.note(&[run(100, 1)]).beginning, None);
+        assert_eq!(walks.note(&[run(101, 2)]).beginning, Some(run(100, 3)));
+        assert_eq!(walks.note(&[run(103, 1), run(9000, 1)]).beginning, None); // not alone
+        assert_eq!(walks.note(&[run(104, 60)]).beginning, None); // it is one
+        assert_eq!(walks.note(&[run(5000, 1)]).beginning, None);
+        assert_eq!(walks.note(&[run(4999, 1)]).beginning, None); // backward
     }
 
     #[test]

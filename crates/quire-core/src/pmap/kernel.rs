@@ -71,6 +71,8 @@ pub const NOT_ADVISED: i32 = -1;
 
 /// What a mapping wishes of who watches it.
 pub struct Wishes {
+    /// Its addresses were given to somebody, or there is a budget: from then on the daemon looks at it.
+    pub exposed: AtomicBool,
     /// The daemon has seen it.
     pub seen: AtomicBool,
     /// The program's own advice about reading ahead, [`NOT_ADVISED`] where it has given none.
@@ -94,6 +96,7 @@ pub struct Wishes {
 impl Default for Wishes {
     fn default() -> Self {
         Wishes {
+            exposed: AtomicBool::new(false),
             seen: AtomicBool::new(false),
             advised: AtomicI32::new(NOT_ADVISED),
             hushed: AtomicBool::new(false),
@@ -116,6 +119,7 @@ impl Wishes {
     /// The same for the other part of a mapping that is split.
     fn copy_of(&self) -> Wishes {
         Wishes {
+            exposed: AtomicBool::new(self.exposed.load(Ordering::Relaxed)),
             advised: AtomicI32::new(self.advised.load(Ordering::Relaxed)),
             hushed: AtomicBool::new(self.hushed.load(Ordering::Relaxed)),
             budget: AtomicU64::new(self.budget.load(Ordering::Relaxed)),
