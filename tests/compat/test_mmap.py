@@ -465,3 +465,23 @@ def test_a_flush_of_locked_pages(path: Path) -> None:
     with pytest.raises(OSError, match="flush without it") as caught:
         m.flush(flags=mmap.MS_SYNC | mmap.MS_INVALIDATE)
     assert (type(caught.value), caught.value.errno) == (OSError, errno.EBUSY)
+
+
+def test_an_object_that_the_class_itself_did_not_make(path: Path) -> None:
+    """As with the standard class no way leads around `__new__` to one that is made in part."""
+    for make in (lambda: mmap.mmap.__new__(mmap.mmap), lambda: object.__new__(mmap.mmap)):
+        with pytest.raises(TypeError):
+            make()
+    with quire.map(path, sharing="private", protection="rw") as mapping:
+        bare = quire.MappedFile.__new__(mmap.mmap, mapping)
+        calls = (bare.size, lambda: bare.resize(PAGE), lambda: bare.set_name("a"))
+        for call in calls:
+            with pytest.raises(ValueError, match=r"not made by mmap\.mmap"):
+                call()
+        assert "mmap" in repr(bare)
+        assert bare[:3] == b"\0\1\2"
+        bare.close()
+        assert repr(bare) == "<mmap.mmap closed=True>"
+        for call in calls:
+            with pytest.raises(ValueError, match="closed"):
+                call()

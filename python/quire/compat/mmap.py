@@ -162,6 +162,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             OSError: there is none, or its descriptor is not kept.
         """
         super().tell()  # which raises if it is closed; a subclass may have its own
+        _require_made(self)
         return os.fstat(self._descriptor).st_size
 
     def resize(self, newsize: SupportsIndex, /) -> None:
@@ -175,6 +176,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         """
         size = operator.index(newsize)
         super().tell()
+        _require_made(self)
         if not _is_ssize(size):
             raise OverflowError(TOO_LARGE)
         if super().exports:
@@ -210,6 +212,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         if not isinstance(name, str):
             raise TypeError(f"set_name() argument must be str, not {type(name).__name__}")
         super().tell()
+        _require_made(self)
         mapping = cast("quire.KernelMapping", super().mapping)
         if self._descriptor != -1 or not mapping.map_flags & MAP_ANONYMOUS:
             raise ValueError("Cannot set annotation on non-anonymous mappings")
@@ -246,6 +249,8 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         name = "mmap.mmap" if type(self) is mmap else type(self).__name__
         if super().closed:
             return f"<{name} closed=True>"
+        if not _is_made(self):
+            return super().__repr__()
         return (
             f"<{name} closed=False, access={ACCESS_NAMES[self._access]}, "
             f"length={super().__len__()}, pos={super().tell()}, offset={self._offset}>"
@@ -256,6 +261,16 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             "cannot pickle 'mmap.mmap' object: it is memory of this process; quire.map gives "
             "mappings that pickle as a reference"
         )
+
+
+def _is_made(mapped: mmap) -> bool:
+    """Whether its own class made it: `MappedFile.__new__` makes one that lacks what `mmap` adds."""
+    return hasattr(mapped, "_access")
+
+
+def _require_made(mapped: mmap) -> None:
+    if not _is_made(mapped):
+        raise ValueError("mmap closed or invalid: it was not made by mmap.mmap(...)")
 
 
 def _is_ssize(number: int) -> bool:
