@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 import quire
+from quire import shared_names
 from quire.compat import shared_memory as module
 from quire.compat.shared_memory import ShareableList, SharedMemory
 from quire.testing import children
@@ -533,6 +535,44 @@ def test_a_block_that_is_unlinked_while_it_is_attached_to(monkeypatch: pytest.Mo
     found.unlink()
     for block in (old, first, found):
         block.close()
+
+
+def drop_blocks_while_names_are_taken() -> None:
+    """Collections come in the middle of taking a name, with blocks among what is collected."""
+
+    class Collecting(weakref.WeakSet[Any]):
+        def add(self, item: object) -> None:
+            gc.collect()
+            super().add(item)
+
+    shared_names.HELD = Collecting(shared_names.HELD)
+    gc.disable()
+    gc.freeze()  # a collection looks at little else
+
+    def take_names() -> None:
+        for number in range(300):
+            ring: list[Any] = [SharedMemory(create=True, size=1)]
+            ring.append(ring)
+            del ring
+            quire.shared(f"test-{threading.get_native_id()}-{number}", 1).close()
+
+    def make_blocks() -> None:
+        for number in range(300):
+            made = SharedMemory(f"test-{threading.get_native_id()}-{number}", create=True, size=1)
+            made.unlink()
+            made.close()
+
+    threads = [threading.Thread(target=work) for work in (take_names, make_blocks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("done")
+
+
+def test_finalizers_of_blocks_and_of_names_do_not_wait_for_each_other() -> None:
+    """A finalizer runs in any thread, whatever that is at: one lock guards both."""
+    assert children.run(drop_blocks_while_names_are_taken).check() == "done\n"
 
 
 if __name__ == "__main__":

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import re
 import stat
-import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import quire
+from quire.kernel_mapping import BYTES
+from quire.map_flags import protection_bits
+from quire.shared_mapping import label_of, map_segment
+from quire.shared_names import LOCK, is_segment
+
+if TYPE_CHECKING:
+    import quire
 
 __all__ = ["BLOCKS", "MEMORY_FLAGS", "PLACE", "Block", "Place", "PosixBlock", "absent"]
 
 MEMORY_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 PLACE = re.compile("psm_([0-9a-f]{6,8})_([0-9a-f]{5,8})_([0-9a-f]{10,16})")
 LOOKED_AT = 2
 
@@ -64,7 +67,7 @@ class Place(NamedTuple):
             raise absent(key)  # whatever has this descriptor by now, it is not that memory
         return found
 
-    def attached(self, key: str) -> quire.KernelMapping:
+    def attached(self, key: str) -> quire.SharedMapping:
         """The memory, mapped.
 
         Raises:
@@ -72,18 +75,14 @@ class Place(NamedTuple):
         """
         size = self.require(key).st_size
         path = self.path
-        if isinstance(path, int):
-            return quire.map(path, size, sharing="shared", protection="rw")
         try:
-            opened = os.open(path, MEMORY_FLAGS)
+            opened = os.dup(path) if isinstance(path, int) else os.open(path, MEMORY_FLAGS)
         except FileNotFoundError:
             raise absent(key) from None
-        try:
-            if os.fstat(opened).st_ino != self.inode or not is_sealed(opened):
-                raise absent(key)
-            return quire.map(opened, size, sharing="shared", protection="rw")
-        finally:
+        if os.fstat(opened).st_ino != self.inode or not is_segment(opened):
             os.close(opened)
+            raise absent(key)
+        return map_segment(opened, label_of(key), size, protection_bits("rw"), BYTES)
 
     def unlink(self, key: str) -> None:
         """Notes that the name leads there no more.
@@ -98,14 +97,6 @@ class Place(NamedTuple):
 def is_unlinked(found: os.stat_result) -> bool:
     """Whether the name of a block without a given one was taken away."""
     return bool(found.st_mode & stat.S_ISVTX)
-
-
-def is_sealed(descriptor: int) -> bool:
-    """Whether it is memory whose size nobody can change."""
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SIZE_SEALS == SIZE_SEALS
-    except OSError:
-        return False
 
 
 def absent(key: str) -> FileNotFoundError:
@@ -124,7 +115,7 @@ class Block:
         name: by which it was made or attached to.
         says_place: it was made without a name.
         mapping: the memory.
-        users: objects that show it; guarded by the table's lock, as ``made`` is.
+        users: objects that show it; guarded by `LOCK`, as ``made`` is.
         made: this process made it, and holds it without users while its name leads to it.
     """
 
@@ -162,10 +153,13 @@ class Blocks:
 
     One that this process made and another unlinked, and that nobody uses here, goes when this
     process makes or closes others, or ends.
+
+    Guarded by the lock of the names, `shared_names.LOCK`: a finalizer may close a block while one
+    is entered, or while a name is taken or given back, and blocks give names back. It is held while
+    the process forks, so that a child finds the table whole.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finalizer may close a block while one is entered
         self._known: dict[str, Block] = {}
         self.process = os.getpid()
 
@@ -175,15 +169,15 @@ class Blocks:
         That is another if a thread that mapped the same memory was quicker: the one that is here
         already; it counts as made here if either does.
         """
-        with self._lock:
-            if not block.named:
-                return block  # unlinked by now: the name may lead to another one
+        with LOCK:
             known = self._known.get(block.name)
             if known is None or not known.named:
                 if known is not None:
                     self._drop(known)
-                self._known[block.name] = block
+                self._known[block.name] = block  # `use` looks whether the name still leads to it
                 return block
+            if not block.named:
+                return block  # unlinked by now: the name leads to the other one
             known.users += 1
             known.made |= block.made
         block.mapping.close()
@@ -191,7 +185,7 @@ class Blocks:
 
     def use(self, name: str) -> Block | None:
         """The one of the name, for one more user; None where the process has none."""
-        with self._lock:
+        with LOCK:
             block = self._known.get(name)
             if block is None:
                 return None
@@ -207,7 +201,7 @@ class Blocks:
         Raises:
             BufferError: views that were made of it are alive.
         """
-        with self._lock:
+        with LOCK:
             if block.mapping.exports >= block.users:
                 raise BufferError("cannot close exported pointers exist")
             block.users -= 1
@@ -223,14 +217,14 @@ class Blocks:
 
     def unlinked(self, name: str) -> None:
         """Lets go of the one that a name led to, unless the name leads to a new one by now."""
-        with self._lock:
+        with LOCK:
             block = self._known.get(name)
             if block is not None and not block.named:
                 self._drop(block)
 
     def abandon(self, block: Block) -> None:
         """Ends the use by an object that is gone, and whose views end the memory's use."""
-        with self._lock:
+        with LOCK:
             block.users -= 1
             if not block.users and not block.made and self._known.get(block.name) is block:
                 del self._known[block.name]
@@ -244,11 +238,10 @@ class Blocks:
 
     def inherited(self) -> None:
         """In a forked child, which made none of them."""
-        self._lock, known = threading.RLock(), self._known
         self.process = os.getpid()
-        for block in known.values():
+        for block in self._known.values():
             block.made = False
-        self._known = {name: block for name, block in known.items() if block.users}
+        self._known = {name: block for name, block in self._known.items() if block.users}
 
 
 BLOCKS = Blocks()

@@ -140,7 +140,7 @@ class SharedMemory:
     def _opened(self, key: str, size: int) -> Block:
         """As the flags say: of shm_open(3), of which a subclass may have its own."""
         if self._flags & os.O_EXCL:
-            if key and (os.path.lexists(f"{POSIX_FOLDER}/{key}") or PLACE.fullmatch(key)):
+            if key and (_is_posix(key) or PLACE.fullmatch(key)):
                 raise FileExistsError(
                     errno.EEXIST,
                     "a POSIX segment has this name, or it is of a form that quire gives",
@@ -428,6 +428,11 @@ def _checked_size(size: int) -> int:
     number = int(operator.index(size))  # which True is one
     require_addresses(number)
     return number
+
+
+def _is_posix(key: str) -> bool:
+    """Whether anything has the name where POSIX segments are."""
+    return os.access(f"{POSIX_FOLDER}/{key}", os.F_OK, follow_symlinks=False)
 
 
 def _unlink_named(key: str) -> None:
