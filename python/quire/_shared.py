@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import operator
 import os
@@ -16,8 +15,8 @@ from quire.errors import Error, SourceError
 from quire.kernel_mapping import RawArray
 from quire.layout import shape_of
 from quire.map_flags import protection_bits
-from quire.shared_mapping import SharedMapping, attached, label_of, map_segment, received
-from quire.shared_names import LOCK, SIZE_SEALS
+from quire.shared_mapping import SharedMapping, attached, label_of, make_segment, received
+from quire.shared_names import LOCK
 from quire.sizes import SizeLike, parse_size
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["receive", "shared", "unlink"]
 
-MFD_NOEXEC_SEAL = 8  # Linux 6.3
-LABEL_BYTES_MAX = 240
+REMEDIES = {errno.EMFILE: "See `ulimit -n`", errno.EFBIG: "Ask for less, or see `ulimit -f`"}
 
 
 def shared(
@@ -225,11 +223,7 @@ def _lease_of_new(key: str, memory: int) -> shared_names.Lease | None:
         return None
     with reserved:
         lease = reserved.publish(memory)
-        try:
-            lease.show(memory)
-        except BaseException:
-            lease.leave()
-            raise
+        lease.show(memory)
         return lease
 
 
@@ -239,34 +233,18 @@ def _new(
     """A new memory file, sealed and mapped."""
     if size is None:
         raise ValueError("a new segment needs a size, or a shape without -1")
-    label = label_of(name)
-    memory = -1
+    shown = os.fsencode(f"quire:{name or ''}")
     try:
-        memory = _memory_file(f"quire:{name or ''}")
-        os.ftruncate(memory, size)
-        os.fchmod(memory, permissions)
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SIZE_SEALS | fcntl.F_SEAL_SEAL)
+        return make_segment(
+            shown, label_of(name), size, permissions, protection_bits(protection), raw
+        )
     except OSError as error:
-        if memory >= 0:
-            os.close(memory)
         raise Error(
             f"a memory file of {size} bytes cannot be made: {error.strerror}. "
-            + ("See `ulimit -n`" if error.errno == errno.EMFILE else "Ask for less"),
-            source=label,
+            + REMEDIES.get(error.errno or 0, "Ask for less"),
+            source=label_of(name),
             errno=error.errno,
         ) from None
-    return map_segment(memory, label, size, protection_bits(protection), raw)
-
-
-def _memory_file(label: str) -> int:
-    short = os.fsdecode(os.fsencode(label)[:LABEL_BYTES_MAX])
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        return os.memfd_create(short, flags | MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.memfd_create(short, flags)
 
 
 def _busy(label: str) -> SourceError:

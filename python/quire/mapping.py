@@ -213,9 +213,7 @@ class Mapping(_core.MappingBase):
         if length is None:
             length = max(self.size_bytes - offset, 0)
         self._require_inside(offset, length)
-        buffer = bytearray(length)
-        self.readinto(buffer, offset)
-        return bytes(buffer)
+        return self.copy_bytes(offset, length)
 
     def readinto(self, buffer: Buffer, offset: int = 0) -> int:
         """Copies bytes from ``offset`` on into a buffer in other memory; returns how many.

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from quire.sizes import SizeLike
 
-__all__ = ["SharedMapping", "attached", "map_segment", "received"]
+__all__ = ["SharedMapping", "attached", "make_segment", "map_segment", "received"]
+
+SHARED = int(MapFlag.SHARED)
 
 FRAME = struct.Struct("=8sQHH")  # magic, size, lengths of the name and of the array's header
 FRAME_MAGIC = b"quireSEG"
@@ -61,8 +63,9 @@ class SharedMapping(KernelMapping):
     def shared_name(self) -> str | None:
         """The name by which others attach; None for a segment without, or whose name was taken."""
         lease = self._lease
-        key = "" if lease is None or lease.unlinked else lease.key
-        return key.removeprefix("name.") if key.startswith("name.") else None
+        if lease is None or not lease.key.startswith("name.") or lease.unlinked:
+            return None
+        return lease.key[len("name.") :]
 
     @property
     def permissions(self) -> int:
@@ -187,19 +190,31 @@ class SharedMapping(KernelMapping):
 
 
 def map_segment(memory: int, label: str, size: int, prot: int, raw: RawArray) -> SharedMapping:
-    """Maps a memory file, and closes the descriptor.
+    """Maps a memory file, whose descriptor it takes.
 
     Raises:
         quire.Error: the kernel refuses; the message says why.
         quire.FormatError: the bytes hold no such array.
     """
-    flags = int(MapFlag.SHARED)
     try:
-        kernel_range = _core.map_kernel(memory, label, size, 0, prot, flags)
+        kernel_range = _core.map_segment(memory, label, size, prot)
     except Error as error:
-        raise explained(error, Asked(size, flags, prot, label)) from None
-    finally:
-        os.close(memory)
+        raise explained(error, Asked(size, SHARED, prot, label)) from None
+    return _faced(kernel_range, raw)
+
+
+def make_segment(
+    shown: bytes, label: str, size: int, permissions: int, prot: int, raw: RawArray
+) -> SharedMapping:
+    """A new memory file, sealed and mapped; /proc shows it by that name.
+
+    Raises:
+        As `map_segment`; and OSError: there can be no such file.
+    """
+    try:
+        kernel_range = _core.make_segment(shown, label, size, permissions, prot)
+    except Error as error:
+        raise explained(error, Asked(size, SHARED, prot, label)) from None
     return _faced(kernel_range, raw)
 
 

@@ -15,7 +15,8 @@ record still has its name, and begins again where it has not.
 
 Threads: `LOCK` is held from the opening of a record to the end of what is done with it, and while
 the process forks: a child that shared an open record would keep it locked. A child takes slots of
-its own (`_after_fork_in_child`).
+its own (`_after_fork_in_child`). Finalizers take it in whatever thread they run: what they may meet
+there is to have no second lock of its own (`quire.compat.shared_blocks`).
 """
 
 from __future__ import annotations
@@ -95,11 +96,15 @@ class Lease:
         """Lets others open the memory file by this descriptor of the process.
 
         Raises:
-            quire.SourceError: the record cannot be written.
+            quire.SourceError: the record cannot be written; the slot is given back.
         """
         self.descriptor = descriptor
         said = records.SLOT.pack(_namespace(), self._process, descriptor)
-        records.write_record(self._record, said, records.offset_of(self._slot))
+        try:
+            records.write_record(self._record, said, records.offset_of(self._slot))
+        except BaseException:
+            self.leave()
+            raise
 
     @property
     def unlinked(self) -> bool:
@@ -188,7 +193,7 @@ def attach_mapped(key: str, label: str, prot: int) -> tuple[Lease, _core.KernelR
     """
     user = os.geteuid()
     path = f"{records.checked_folder(records.folder_path(), user)}/{key}"
-    found = _core.attach_segment(path, label, user, _namespace(), _process(), prot)
+    found = _core.attach_segment(path, label, user, _process(), prot)
     if found is None:
         return None
     kernel_range, record, slot, identity = found
@@ -356,8 +361,13 @@ def unlink(key: str) -> None:
         quire.SourceError: the record may not be opened.
         quire.FormatError: it is no record.
     """
+    user = os.geteuid()
     with LOCK:
-        record = records.open_record(key)
+        if _core.unlink_record(
+            f"{records.checked_folder(records.folder_path(), user)}/{key}", user
+        ):
+            return
+        record = records.open_record(key)  # which says what stands in the way
         try:
             records.identity_in(key, os.pread(record, records.HEADER.size, 0))
             if records.first_lock(record) is None and records.take_away(key, record):
@@ -471,7 +481,7 @@ def _process() -> int:
 def _namespace() -> int:
     """The PID namespace of the process; 0 where /proc does not say."""
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino
+        return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 (a Path takes longer)
     except OSError:
         return 0
 

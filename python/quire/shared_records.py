@@ -15,6 +15,7 @@ is trusted: it is bounded when it is read, and what it leads to is checked by wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -91,17 +92,9 @@ def folder_path() -> str:
 def checked_folder(path: str, user: int) -> str:
     """The folder, made if need be, and checked to be this user's alone."""
     try:
-        Path(path).mkdir(0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise SourceError(
-            f"the folder of shared names cannot be made: {error.strerror}. Share without a name, "
-            "and hand it over with send()",
-            source=path,
-            errno=error.errno,
-        ) from None
-    found = os.lstat(path)
+        found = os.lstat(path)
+    except OSError:
+        found = _made_folder(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
         raise SourceError(
             f"the folder of shared names is not safe to use: it must be a folder of user {user} "
@@ -110,6 +103,21 @@ def checked_folder(path: str, user: int) -> str:
             source=path,
         )
     return path
+
+
+def _made_folder(path: str) -> os.stat_result:
+    try:
+        Path(path).mkdir(0o700)
+    except FileExistsError:
+        pass  # another process was quicker
+    except OSError as error:
+        raise SourceError(
+            f"the folder of shared names cannot be made: {error.strerror}. Share without a name, "
+            "and hand it over with send()",
+            source=path,
+            errno=error.errno,
+        ) from None
+    return os.lstat(path)
 
 
 def open_record(key: str, flags: int = 0) -> int:
@@ -151,16 +159,22 @@ def read_record(record: int) -> bytes:
 
 
 def write_record(record: int, data: bytes, at: int) -> None:
-    """Writes into a record.
+    """Writes into a record, all of it or nothing.
 
     Raises:
         quire.SourceError: it cannot be written.
     """
+    done = 0
     try:
-        os.pwrite(record, data, at)
+        while done < len(data):  # what has room for a part only says why at the next call
+            done += os.pwrite(record, data[done:], at + done)
     except OSError as error:
+        if done:
+            with contextlib.suppress(OSError):
+                os.pwrite(record, bytes(done), at)
+        advice = "See `ulimit -f`" if error.errno == errno.EFBIG else "Make room"
         raise SourceError(
-            f"the record of a shared name cannot be written: {error.strerror}. Make room, or share "
+            f"the record of a shared name cannot be written: {error.strerror}. {advice}, or share "
             "without a name, and hand it over with send()",
             source=folder_path(),
             errno=error.errno,

@@ -509,5 +509,17 @@ def test_forks_beside_threads(name: str) -> None:
     assert_gone(name)
 
 
+def show_threads() -> None:
+    with quire.shared(size="4 MiB") as segment:
+        segment.array[:] = 1
+        tasks = Path("/proc/self/task").iterdir()
+        print(sorted((task / "comm").read_text().strip() for task in tasks))
+
+
+def test_nobody_watches_what_is_in_memory() -> None:
+    """Nothing is read ahead of its touches, so it needs no daemon: attaching is quick."""
+    assert "quire-kernel" not in children.run(show_threads).check()
+
+
 if __name__ == "__main__":
     children.main()

@@ -528,5 +528,37 @@ class TestUnlink:
         assert record_of(name).exists()
 
 
+def share_with_room_for(limit: str, name: str, create: str) -> None:
+    """Says why it cannot be done while files have no more bytes than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), hard))
+    try:
+        quire.shared(name, 16, create=create == "True")
+    except quire.Error as error:
+        print(type(error).__name__, error.errno == errno.EFBIG, "ulimit -f" in str(error))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    quire.shared(name, 16).close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"), [(8, "Error"), (40, "SourceError"), (70, "SourceError")]
+)
+def test_a_record_that_has_room_for_a_part_only(name: str, limit: int, error: str) -> None:
+    said = children.run(share_with_room_for, limit, name, True).check()
+    assert said.split() == [error, "True", "True"]
+    assert not record_of(name).exists()
+
+
+@pytest.mark.parametrize("limit", [80, 85])
+def test_a_slot_that_has_room_for_a_part_only(name: str, limit: int) -> None:
+    with quire.shared(name, 16) as segment:
+        before = record_of(name).read_bytes()
+        said = children.run(share_with_room_for, limit, name, False).check()
+        assert said.split() == ["SourceError", "True", "True"]
+        assert record_of(name).read_bytes().rstrip(b"\0") == before.rstrip(b"\0")
+        assert segment.shared_name == name
+    assert not record_of(name).exists()
+
+
 if __name__ == "__main__":
     children.main()

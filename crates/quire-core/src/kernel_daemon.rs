@@ -70,7 +70,7 @@ static DOZES: AtomicBool = AtomicBool::new(false);
 /// Whether its touches are worth a look, and can be seen.
 fn is_watched(region: &Region) -> bool {
     region.size >= LEAST_BYTES
-        && region.backing.as_ref().is_some_and(|file| file.is_cached())
+        && region.backing.as_ref().is_some_and(|file| file.is_on_disk())
         && Pagemap::probe().is_ok()
 }
 

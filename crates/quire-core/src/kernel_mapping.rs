@@ -47,6 +47,8 @@ pub enum Source<'a> {
     Path(&'a Path, bool),
     /// A descriptor, which stays the caller's.
     Descriptor(i32),
+    /// The file that is asked for, which is open.
+    Opened,
     /// Memory of no file.
     Anonymous,
 }
@@ -120,6 +122,7 @@ impl KernelMapping {
         let opened = match *from {
             Source::Path(path, writable) => Some(Opened::path(path, writable)),
             Source::Descriptor(fd) => Some(Opened::descriptor(fd)),
+            Source::Opened => ask.opened.take().map(Ok),
             Source::Anonymous => None,
         };
         ask.opened = opened.transpose().map_err(|error| kernel::sys_io("open", &error))?;

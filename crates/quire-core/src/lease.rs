@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::sys::record_lock;
+use crate::sys::backing::Opened;
+use crate::sys::{memory_file, record_lock};
 
 const MAGIC: &[u8; 8] = b"quireSM1";
 const HEADER_BYTES: usize = 64;
@@ -45,8 +46,10 @@ pub struct Attached {
     pub record: File,
     /// Number of the slot.
     pub slot: u64,
+    /// Who has it. Whom a process number leads to is in the same PID namespace, so it is his.
+    pub holder: Holder,
     /// The memory.
-    pub memory: File,
+    pub memory: Opened,
     /// What it is.
     pub identity: Identity,
 }
@@ -54,9 +57,8 @@ pub struct Attached {
 /// Opens the memory that a record leads to, and locks a slot in it.
 ///
 /// `None` where anything is in the way, and nothing was done.
-pub fn attach(path: &Path, user: u32, me: Holder, writable: bool) -> Option<Attached> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let record = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
+pub fn attach(path: &Path, user: u32, process: u32, writable: bool) -> Option<Attached> {
+    let record = open_record(path)?;
     let mut data = [0; PAGE_BYTES];
     let count = record.read_at(&mut data, 0).ok().filter(|&count| count < PAGE_BYTES)?;
     let slots = data[..count].get(HEADER_BYTES..)?.chunks_exact(SLOT_BYTES);
@@ -69,10 +71,10 @@ pub fn attach(path: &Path, user: u32, me: Holder, writable: bool) -> Option<Atta
         slots.filter(move |(_, slot)| is_held(slot) == held).map(|(number, _)| number)
     };
     let slot_at = |number: usize| slots.clone().nth(number);
-    let opened = |number| Some((number, open_memory(slot_at(number)?, me, identity, writable)?));
-    let (holder, memory) = numbers(true).take(HOLDERS_TRIED_MAX).find_map(opened)?;
+    let opened = |number| Some((number, open_memory(slot_at(number)?, process, identity, writable)?));
+    let (other, memory) = numbers(true).take(HOLDERS_TRIED_MAX).find_map(opened)?;
     // Free ones first, then those of the dead, whose locks are gone.
-    let dead = numbers(true).filter(|&number| number != holder);
+    let dead = numbers(true).filter(|&number| number != other);
     let new = slots.len()..slots.len() + NEW_SLOTS_MAX;
     let slot = numbers(false).chain(dead).chain(new).find(|&number| {
         matches!(
@@ -83,7 +85,8 @@ pub fn attach(path: &Path, user: u32, me: Holder, writable: bool) -> Option<Atta
     // Only now is it sure that nobody takes the record away: if it has its name, it keeps it.
     let found = record.metadata().ok()?;
     let ours = found.is_file() && found.uid() == user && found.nlink() > 0;
-    ours.then_some(Attached { record, slot: slot as u64, memory, identity })
+    let holder = Holder { namespace: word(slot_at(other)?, 0), process };
+    ours.then_some(Attached { record, slot: slot as u64, holder, memory, identity })
 }
 
 /// Makes the record of a name that nobody has, for a memory file of the caller's; the first slot is its.
@@ -137,14 +140,35 @@ fn slot_of(me: Holder, descriptor: i32) -> [u8; SLOT_BYTES] {
     said
 }
 
+/// Takes a record away from those who have slots in it.
+///
+/// `None` where nobody has any, or anything is in the way, and nothing was done.
+pub fn unlink(path: &Path, user: u32) -> Option<()> {
+    let record = open_record(path)?;
+    let mut header = [0; HEADER_BYTES];
+    record.read_exact_at(&mut header, 0).ok()?;
+    let found = record.metadata().ok()?;
+    let ours = found.is_file() && found.uid() == user && header.starts_with(MAGIC);
+    (ours && record_lock::is_held(&record).ok()?).then(|| std::fs::remove_file(path).ok()).flatten()
+}
+
+fn open_record(path: &Path) -> Option<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
+}
+
 /// Gives a slot back, and closes the record; the last takes it away.
 ///
 /// # Errors
 /// As write(2), fcntl(2), unlink(2): without its lock the slot is nobody's in any case.
 pub fn leave(record: &File, slot: u64, path: &Path) -> io::Result<()> {
-    record.write_all_at(&[0; SLOT_BYTES], offset_of(slot))?;
+    if record.metadata()?.nlink() == 0 {
+        return Ok(()); // nobody comes to it any more
+    }
+    let written = record.write_all_at(&[0; SLOT_BYTES], offset_of(slot));
     record_lock::set(record, libc::F_UNLCK, offset_of(slot), SLOT_BYTES as u64)?;
-    take_away(record, path)
+    take_away(record, path)?;
+    written
 }
 
 /// Removes a record in which nobody else has a slot, if it has its name still.
@@ -156,10 +180,10 @@ fn take_away(record: &File, path: &Path) -> io::Result<()> {
 }
 
 /// Opens the memory file through a holder, if it is there.
-fn open_memory(slot: &[u8], me: Holder, identity: Identity, writable: bool) -> Option<File> {
+fn open_memory(slot: &[u8], own: u32, identity: Identity, writable: bool) -> Option<Opened> {
     let process = u32::from_ne_bytes(slot[8..12].try_into().ok()?);
     let descriptor = u32::from_ne_bytes(slot[12..16].try_into().ok()?);
-    let path = if process == me.process {
+    let path = if process == own {
         format!("/proc/self/fd/{descriptor}")
     } else {
         format!("/proc/{process}/fd/{descriptor}")
@@ -170,8 +194,9 @@ fn open_memory(slot: &[u8], me: Holder, identity: Identity, writable: bool) -> O
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let memory = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path).ok()?;
-    let same = identity_of(&memory.metadata().ok()?) == identity;
-    (same && record_lock::is_sealed(&memory)).then_some(memory)
+    let memory = Opened::taken(memory).ok()?;
+    let same = identity_of(&memory.metadata) == identity;
+    (same && memory_file::is_sealed(&memory.file)).then_some(memory)
 }
 
 fn identity_of(found: &std::fs::Metadata) -> Identity {
@@ -213,10 +238,38 @@ mod tests {
         assert_eq!(word(&data, 24), identity.inode);
         assert!(make(&path, user(), me(), &memory).is_none());
         // A memory file is sealed, and this one is none: nothing is attached, and no slot is taken.
-        assert!(attach(&path, user(), me(), true).is_none());
+        assert!(attach(&path, user(), me().process, true).is_none());
         assert_eq!(std::fs::read(&path).unwrap(), data);
         leave(&record, 0, &path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_attaches_is_where_the_one_is_whom_he_met() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.z");
+        let memory = memory_file::make_sealed(c"z", 4096, 0o600).unwrap();
+        let (first, identity) = make(&path, user(), me(), &memory.file).unwrap();
+        let found = attach(&path, user(), me().process, true).unwrap();
+        assert!(found.holder == me() && found.identity == identity && found.slot == 1);
+        show(&found.record, found.slot, found.holder, found.memory.file.as_raw_fd()).unwrap();
+        leave(&first, 0, &path).unwrap();
+        drop(first);
+        assert!(attach(&path, user(), me().process, false).unwrap().identity == identity);
+        assert!(unlink(&path, user() + 1).is_none() && path.exists());
+        assert!(unlink(&path, user()).is_some() && !path.exists());
+        leave(&found.record, found.slot, &path).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_nobody_holds_is_not_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.v");
+        let memory = memory_file::make_sealed(c"v", 4096, 0o600).unwrap();
+        drop(make(&path, user(), me(), &memory.file).unwrap());
+        assert!(unlink(&path, user()).is_none() && path.exists());
+        std::fs::write(&path, b"something else").unwrap();
+        assert!(unlink(&path, user()).is_none() && path.exists());
     }
 
     #[test]
@@ -225,7 +278,7 @@ mod tests {
         for (number, bytes) in [&b""[..], b"quireSM1", &[0; 80], &[7; 5000]].into_iter().enumerate() {
             let path = folder.path().join(number.to_string());
             std::fs::write(&path, bytes).unwrap();
-            assert!(attach(&path, user(), me(), true).is_none());
+            assert!(attach(&path, user(), me().process, true).is_none());
             assert_eq!(std::fs::read(&path).unwrap(), bytes);
         }
         let memory = File::create_new(folder.path().join("memory")).unwrap();

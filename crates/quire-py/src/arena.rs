@@ -6,10 +6,10 @@ use pyo3::prelude::*;
 use quire_core::arena;
 use quire_core::pmap::kernel::Ask;
 
-use crate::errors;
-use crate::kernel_mapping::{From, Kernel, KernelRange, get_ready, source_of};
+use crate::kernel_mapping::{From, Kernel, KernelRange, source_of};
 use crate::mapped::Mapped;
 use crate::mapping::MappingBase;
+use crate::{courier, errors};
 
 /// A reservation of addresses. Thread-safe.
 #[pyclass(subclass, extends = MappingBase, module = "quire._core", frozen)]
@@ -21,7 +21,7 @@ pub struct ArenaBase {
 impl ArenaBase {
     #[new]
     fn new(py: Python<'_>, size: u64, label: &str, writable: bool) -> PyResult<PyClassInitializer<Self>> {
-        get_ready(py)?;
+        courier::know_main_thread();
         let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let reserved = arena::reserve(size, prot, label.into());
         let kernel = Kernel::new(reserved.map_err(|error| errors::from_map(py, Some(label), &error))?);

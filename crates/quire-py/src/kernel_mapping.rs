@@ -226,13 +226,6 @@ pub enum From {
     Path(PathBuf),
 }
 
-/// Errors can be raised from now on.
-pub fn get_ready(py: Python<'_>) -> PyResult<()> {
-    errors::load_classes(py)?;
-    courier::know_main_thread();
-    Ok(())
-}
-
 /// What the core maps.
 pub fn source_of<'a>(source: Option<&'a From>, ask: &Ask) -> Source<'a> {
     let writes = ask.prot & libc::PROT_WRITE != 0 && ask.flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
@@ -258,7 +251,7 @@ pub fn map_kernel(
     address: usize,
     reserve: u64,
 ) -> PyResult<KernelRange> {
-    get_ready(py)?;
+    courier::know_main_thread();
     let ask = Ask { size: 0, offset, prot, flags, address, reserve, opened: None, source: label.into() };
     let from = source_of(source.as_ref(), &ask);
     let mapped = py.detach(|| KernelMapping::map(&from, size, ask));

@@ -20,6 +20,7 @@ mod store;
 #[pymodule(gil_used = true)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     courier::register();
+    errors::load_classes(m.py())?;
     m.add_class::<store::PyStore>()?;
     m.add_class::<mapping::MappingBase>()?;
     m.add_class::<arena::ArenaBase>()?;
@@ -37,9 +38,12 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
         wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
+        wrap_pyfunction!(lease::make_segment, m)?,
+        wrap_pyfunction!(lease::map_segment, m)?,
         wrap_pyfunction!(lease::attach_segment, m)?,
         wrap_pyfunction!(lease::leave_segment, m)?,
         wrap_pyfunction!(lease::make_record, m)?,
+        wrap_pyfunction!(lease::unlink_record, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::kernel_unwatched, m)?,
         wrap_pyfunction!(module::set_automatic_budget, m)?,

@@ -78,7 +78,6 @@ impl MappingBase {
             "c" => Mode::Private,
             other => return Err(PyValueError::new_err(format!("no mode {other:?}"))),
         };
-        errors::load_classes(py)?;
         courier::learn_main_thread();
         module::set_default_budget();
         let options = Options {
@@ -214,6 +213,16 @@ impl MappingBase {
             })
         });
         copied.map_err(|error| errors::from_store(py, self.mapping.label(), &error))
+    }
+
+    /// A copy of bytes of the mapping.
+    fn copy_bytes<'py>(&self, py: Python<'py>, offset: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let length = self.require_inside(offset, length)?;
+        PyBytes::new_with(py, length, |bytes| {
+            let mut chunks = (offset..).step_by(COPY_BYTES).zip(bytes.chunks_mut(COPY_BYTES));
+            py.detach(|| chunks.try_for_each(|(at, chunk)| self.mapping.read(at, chunk)))
+                .map_err(|error| errors::from_store(py, self.mapping.label(), &error))
+        })
     }
 
     /// Copies a buffer of the caller's into the mapping.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::memory::{Range, page_bytes};
+use super::memory_file::seals_of;
 use super::mmap::{self, Request};
 
 /// What is mapped.
@@ -20,6 +21,8 @@ pub struct Backing {
     device: u64,
     inode: u64,
     regular: bool,
+    /// The page cache is all there is of it.
+    in_memory: bool,
     /// The number of a block device.
     block: Option<u64>,
     /// Opened by its path, for writing.
@@ -33,7 +36,6 @@ pub struct Backing {
 /// How the kernel pages a file.
 #[derive(Clone, Copy, Debug)]
 struct Paging {
-    in_memory: bool,
     read_ahead: u64,
     /// Open for writing.
     writable: bool,
@@ -141,9 +143,23 @@ impl Opened {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: just made, nobody else's.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(own) });
+        Self::taken(File::from(unsafe { OwnedFd::from_raw_fd(own) }))
+    }
+
+    /// Takes a file itself.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn taken(file: File) -> io::Result<Self> {
         let status = Status::of(&file)?;
         Ok(Opened { file, status, path: None, writable: false })
+    }
+
+    /// Whether the page cache is all there is of it: a memory file, or one on tmpfs or hugetlbfs. These have seals,
+    /// and lie on no device.
+    fn is_in_memory(&self) -> bool {
+        let no_device = libc::major(self.status.device) == 0;
+        self.status.is_file() && no_device && seals_of(&self.file).is_some()
     }
 
     /// What stays of it beside a mapping.
@@ -154,6 +170,7 @@ impl Opened {
             device: self.status.device,
             inode: self.status.inode,
             regular: self.status.is_file(),
+            in_memory: self.is_in_memory(),
             block: self.status.is_block_device().then_some(self.status.number),
             path: self.path,
             writable: self.writable,
@@ -211,7 +228,7 @@ impl Backing {
     /// Whether its pages have a home on a disk, or behind a network: not those of a memory file, nor of
     /// a file on tmpfs or hugetlbfs, whose page cache is all there is of it.
     pub fn is_on_disk(&self) -> bool {
-        self.is_cached() && !self.paging().in_memory
+        self.is_cached() && !self.in_memory
     }
 
     /// Whether a shared mapping of it can have been stored to.
@@ -225,21 +242,14 @@ impl Backing {
     }
 
     fn paging(&self) -> Paging {
-        const IN_MEMORY: [i64; 2] = [0x0102_1994, HUGETLBFS_MAGIC]; // TMPFS_MAGIC, statfs(2)
         const READ_AHEAD: u64 = 128 << 10; // VM_READAHEAD_PAGES, where sysfs does not say
         *self.paging.get_or_init(|| {
-            let found = self.with_file(|file| Ok((file_system_of(file), is_writable(file))));
-            let (kind, writable) = found.unwrap_or((None, self.writable));
+            let writable = self.with_file(|file| Ok(is_writable(file))).unwrap_or(self.writable);
             let disk = self.block.unwrap_or(self.device);
             let (major, minor) = (libc::major(disk), libc::minor(disk));
             let kept = std::fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
             let read_ahead = kept.ok().and_then(|text| text.trim().parse::<u64>().ok());
-            Paging {
-                // Of a device it is that of the folder with its name, which is in memory.
-                in_memory: self.block.is_none() && kind.is_some_and(|kind| IN_MEMORY.contains(&kind.f_type)),
-                read_ahead: read_ahead.map_or(READ_AHEAD, |kib| kib << 10),
-                writable,
-            }
+            Paging { read_ahead: read_ahead.map_or(READ_AHEAD, |kib| kib << 10), writable }
         })
     }
 
@@ -253,11 +263,8 @@ impl Backing {
 
     /// Whether nobody can make it shorter (a memory file sealed with F_SEAL_SHRINK).
     pub fn cannot_shrink(&self) -> bool {
-        let seals = self.with_file(|file| {
-            // SAFETY: asks; a file without seals refuses.
-            Ok(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) })
-        });
-        seals.is_ok_and(|seals| seals >= 0 && seals & libc::F_SEAL_SHRINK != 0)
+        let seals = self.with_file(|file| Ok(seals_of(file)));
+        seals.is_ok_and(|seals| seals.is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0))
     }
 
     /// Has the page cache read just these bytes, and does not wait for them.

@@ -9,6 +9,7 @@ pub mod lazy_words;
 pub mod lock;
 pub mod locked;
 pub mod memory;
+pub mod memory_file;
 pub mod mmap;
 pub mod pagemap;
 pub mod process;

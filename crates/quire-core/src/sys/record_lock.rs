@@ -1,18 +1,33 @@
-//! Locks of open file descriptions on bytes of a file (F_OFD_SETLK, fcntl(2)), and seals of memory files.
+//! Locks of open file descriptions on bytes of a file (F_OFD_SETLK, fcntl(2)).
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Seals of a memory file whose size nobody can change.
-pub const SIZE_SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
-
 /// Sets or drops a lock on bytes; `false` where another has one there. A length of 0 is to the end.
 ///
 /// # Errors
 /// As fcntl(2).
 pub fn set(file: &File, kind: libc::c_int, start: u64, len: u64) -> io::Result<bool> {
+    match call(file, libc::F_OFD_SETLK, &mut lock_of(kind, start, len)) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether another has a lock on any byte.
+///
+/// # Errors
+/// As fcntl(2).
+pub fn is_held(file: &File) -> io::Result<bool> {
+    let mut lock = lock_of(libc::F_WRLCK, 0, 0);
+    call(file, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn lock_of(kind: libc::c_int, start: u64, len: u64) -> libc::flock {
     // SAFETY: a struct of numbers, for which zeros are values.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     #[allow(clippy::cast_possible_truncation, reason = "F_RDLCK, F_WRLCK and F_UNLCK are 0 to 2")]
@@ -22,22 +37,13 @@ pub fn set(file: &File, kind: libc::c_int, start: u64, len: u64) -> io::Result<b
     }
     lock.l_start = start.cast_signed();
     lock.l_len = len.cast_signed();
-    // SAFETY: the file is open, and the struct lives through the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
-    }
+    lock
 }
 
-/// Whether it is a memory file whose size is sealed.
-pub fn is_sealed(file: &File) -> bool {
-    // SAFETY: the file is open; the call has no other argument.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & SIZE_SEALS == SIZE_SEALS
+fn call(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: the file is open, and the struct lives through the call.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *lock) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -58,13 +64,9 @@ mod tests {
         assert!(!set(&other, libc::F_WRLCK, 0, 0).unwrap());
         assert!(!set(&other, libc::F_WRLCK, 79, 1).unwrap());
         assert!(set(&other, libc::F_WRLCK, 80, 16).unwrap());
+        assert!(is_held(&one).unwrap() && is_held(&other).unwrap());
         drop(one);
+        assert!(!is_held(&other).unwrap(), "its own do not count");
         assert!(set(&other, libc::F_WRLCK, 0, 0).unwrap());
-    }
-
-    #[test]
-    fn a_file_of_a_disk_is_not_sealed() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!is_sealed(&opened(&folder.path().join("file"))));
     }
 }

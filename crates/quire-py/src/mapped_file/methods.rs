@@ -209,11 +209,11 @@ impl MappedFileBase {
             let end = search::first_byte(bytes, b'\n').map(|at| at + 1);
             let len = end.or((near == span.size).then_some(bytes.len()))?;
             // SAFETY: as above.
-            Some(unsafe { bytes_of(py, bytes.as_ptr() as usize, len) })
+            Some(unsafe { bytes_of(py, bytes.as_ptr() as usize, len) }.map(|line| (line, len)))
         };
         if let Some(line) = kernel::touch(search).map_err(|id| self.failed(id, from))? {
-            let line = line?;
-            self.move_to(self.position() + line.as_bytes().len()); // which may lie beyond the end
+            let (line, len) = line?;
+            self.move_to(self.position() + len); // which may lie beyond the end
             return Ok(line);
         }
         let end = self.first_of(py, span, near..span.size, b"\n")?;
