@@ -110,7 +110,7 @@ class Lease:
     def unlinked(self) -> bool:
         """Whether somebody took the name away by `unlink`."""
         if self._record >= 0:
-            self._unlinked = os.fstat(self._record).st_nlink == 0
+            self._unlinked = _core.is_unlinked(self._record)
         return self._unlinked
 
     def leave(self) -> None:

@@ -195,7 +195,7 @@ fn open_memory(slot: &[u8], own: u32, identity: Identity, writable: bool) -> Opt
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let memory = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path).ok()?;
     let memory = Opened::taken(memory).ok()?;
-    let same = identity_of(&memory.metadata) == identity;
+    let same = memory.status.size == identity.size && memory.identity() == (identity.device, identity.inode);
     (same && memory_file::is_sealed(&memory.file)).then_some(memory)
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use pyo3::exceptions::PyOSError;
@@ -111,6 +112,15 @@ pub fn make_record(
     let me = Holder { namespace, process };
     let (record, identity) = py.detach(|| lease::make(&path, user, me, &memory))?;
     Some((record.into_raw_fd(), (identity.size, identity.device, identity.inode)))
+}
+
+/// Whether a record, by its descriptor, has lost its name.
+#[pyfunction]
+#[allow(unsafe_code)]
+pub fn is_unlinked(record: i32) -> PyResult<bool> {
+    // SAFETY: the caller's lease keeps it open through the call; it is not closed here.
+    let record = ManuallyDrop::new(File::from(unsafe { OwnedFd::from_raw_fd(record) }));
+    record.metadata().map(|found| found.nlink() == 0).map_err(|error| refused(&error))
 }
 
 /// Takes a name away from those who hold it; False where nobody does, or anything stands in the way.

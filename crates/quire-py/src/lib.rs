@@ -43,6 +43,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(lease::attach_segment, m)?,
         wrap_pyfunction!(lease::leave_segment, m)?,
         wrap_pyfunction!(lease::make_record, m)?,
+        wrap_pyfunction!(lease::is_unlinked, m)?,
         wrap_pyfunction!(lease::unlink_record, m)?,
         wrap_pyfunction!(module::set_budget, m)?,
         wrap_pyfunction!(module::kernel_unwatched, m)?,

@@ -120,6 +120,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// The device and the number by which a file is known, from when it was opened.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.status.device, self.status.inode)
+    }
+
     /// Opens a path; `writable` for a shared mapping that may be written.
     ///
     /// # Errors
