@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +12,18 @@ import pytest
 import quire
 from quire import MapFlag
 from quire.testing import children
+from quire.testing.huge_pages import HUGE_BYTES as HUGE
+from quire.testing.huge_pages import POOL, available, counted, pool_of
 from quire.testing.touches import touch
 
-POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
-HUGE = 2 << 20
 PAGES = 8
 
 
 @pytest.fixture
 def pool() -> Iterator[None]:
     """Eight huge pages of 2 MiB."""
-    if not POOL.is_dir():
-        listed = sorted(path.name for path in POOL.parent.glob("*"))
-        pytest.fail(f"this kernel has no hugetlbfs with pages of 2 MiB; it has {listed}")
-    count = POOL / "nr_hugepages"
-    before = count.read_text()
-    count.write_text(str(int(before) + PAGES))
-    assert int(count.read_text()) == int(before) + PAGES, "the memory is too fragmented"
-    yield
-    count.write_text(before)
-    assert count.read_text() == before
+    with pool_of(PAGES):
+        yield
 
 
 def touch_pages(array: np.ndarray, count: int) -> None:
@@ -41,7 +32,7 @@ def touch_pages(array: np.ndarray, count: int) -> None:
 
 
 def free_pages() -> int:
-    return int((POOL / "free_hugepages").read_text())
+    return counted("free")
 
 
 @pytest.mark.parametrize("sharing", ["private", "shared"])
@@ -86,7 +77,7 @@ def test_a_page_that_the_pool_has_not_is_an_exception(pool: None) -> None:
 
 def child_empties_the_pool() -> None:
     flags = MapFlag.HUGETLB | MapFlag.NORESERVE
-    free = free_pages()
+    free = available()
     mapping = quire.map(size=(free + 2) * HUGE, sharing="private", flags=flags)
     array = mapping.array
     with pytest.raises(quire.PageIOError, match="nr_hugepages") as caught:

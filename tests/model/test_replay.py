@@ -69,7 +69,9 @@ def test_skips_have_reasons(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("tag", "where"),
     [
-        ("env:nr_hugepages=7", ("model", "kernel")),
+        ("env:nr_hugepages=99999", ("kernel",)),
+        ("env:nr_hugepages=none", ("model", "kernel")),
+        ("env:overcommit=9", ("model", "kernel")),
         ("env:pku=unknown", ("model", "kernel")),
         ("env:unheard=of", ("model", "kernel")),
         ("version>=99.1", ("model", "kernel")),

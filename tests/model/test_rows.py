@@ -9,8 +9,14 @@ from quire.testing.replay.replay import Setting, replay
 from quire.testing.replay.rows import read_rows
 
 CASES = Path(__file__).parent / "cases"
-FILES = ("cases", "more_cases", "random_cases", "random_long_cases")
-ROWS = {"cases": 189, "more_cases": 712, "random_cases": 1000, "random_long_cases": 40}
+FILES = ("cases", "more_cases", "huge_cases", "random_cases", "random_long_cases")
+ROWS = {
+    "cases": 189,
+    "more_cases": 713,
+    "huge_cases": 73,
+    "random_cases": 1000,
+    "random_long_cases": 40,
+}
 SKIPPED = {"arch:x86-64", "operations after advisory_from"}
 
 SETTINGS = [

@@ -14,8 +14,9 @@ From the bottom up::
     disk, swap      where it goes
     policy, pageout which page gives way
     memory_object   what can be mapped: file_object, device
+    huge_pool       huge pages set aside and promised
     vma, vma_set    what was asked
-    space, fault    one address space; the one way a fault is resolved
+    space, fault    one address space; the one way a fault is resolved (huge_fault: of the pool)
     calls/          the system calls: checks as data, then the effect
     address_space   their methods
     machine         all of it together

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from quire.model import flags as f
 from quire.model.errors import CallError, DiskError, Signalled
 from quire.model.geometry import GUARD_GAP_PAGES
+from quire.model.huge_fault import huge_page
 from quire.model.mmu import Access
 from quire.model.page import Marker, Page
 from quire.model.vma import Lineage
@@ -45,7 +46,9 @@ def supply(space: Space, vma: Vma, address: int, *, write: bool) -> None:
     machine = space.machine
     reads = machine.disk.reads + machine.swap.reads
     try:
-        if vma.private:
+        if vma.flags & f.HUGETLB:
+            _huge(space, vma, address, write)
+        elif vma.private:
             _private(space, vma, address, write)
         else:
             _shared(space, vma, address, write)
@@ -164,6 +167,19 @@ def _shared(space: Space, vma: Vma, address: int, write: bool) -> None:
     _note(space, kind, address, page)
     writable = write or (page.dirty and bool(vma.flags & f.WRITE))
     space.install(address >> space.page_bits, page, vma, writable=writable)
+
+
+def _huge(space: Space, vma: Vma, address: int, write: bool) -> None:
+    """A block of the pool of huge pages."""
+    if vma.private:
+        find_family(space, vma)
+    kind, pages = huge_page(space, vma, address, write=write)
+    block = space.geometry.block_size
+    _refuse_poison(pages[(address & block - 1) >> space.page_bits], address)
+    _note(space, kind, address, pages[0])
+    alone = not vma.private or len(pages[0].holders) == 1
+    writable = alone and bool(vma.flags & f.WRITE)
+    space.install_block((address & -block) >> space.page_bits, pages, vma, writable=writable)
 
 
 def _private(space: Space, vma: Vma, address: int, write: bool) -> None:

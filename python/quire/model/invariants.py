@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
+from quire.model.huge_pool import HugeObject
 from quire.model.page import Page
 from quire.model.physical_memory import ZERO_FRAME
 
@@ -28,6 +29,7 @@ def check(machine: Machine) -> None:
     _tlbs(machine)
     _frames(machine)
     _queues(machine)
+    _huge_pages(machine)
 
 
 def _vmas(space: Space) -> None:
@@ -118,7 +120,11 @@ def _frames(machine: Machine) -> None:
             assert any(memory.frames[frame]), "an empty page table was not freed"
         live |= {held for held in space.overlay.values() if isinstance(held, Page)}
     assert tables == memory.tables, "a page table is leaked or lost"
-    free = memory.free_frames() | {frame for frame in memory.failed if not memory.pages[frame]}
+    free = (
+        memory.free_frames()
+        | machine.huge_pool.free_frames()
+        | {frame for frame in memory.failed if not memory.pages[frame]}
+    )
     for number, page in enumerate(memory.pages):
         if number == ZERO_FRAME or number in free or number in tables:
             assert page is None, "a frame has two uses"
@@ -144,9 +150,27 @@ def _slots(machine: Machine, live: set[Page]) -> None:
 
 
 def _queues(machine: Machine) -> None:
-    """Every page in a frame can be chosen as a victim, is locked, or is of failed memory."""
+    """Every page in a frame can be chosen as a victim, is locked, huge, or is of failed memory."""
     pageout = machine.pageout
-    resident = {page for page in machine.memory.pages if page is not None and not page.poisoned}
+    pages = {page for page in machine.memory.pages if page is not None and page.pool is None}
+    resident = {page for page in pages if not page.poisoned}
     assert pageout.unevictable <= resident, "a page without a frame is held to be unevictable"
     queued = len(resident) - len(pageout.unevictable)
     assert len(pageout.policy) == queued, "a page that no victim search will find, or a lost one"
+
+
+def _huge_pages(machine: Machine) -> None:
+    """Every huge page is free or in use as a whole; what is promised is there, and to somebody."""
+    pool = machine.huge_pool
+    used = sum(page is not None and page.pool is pool for page in machine.memory.pages)
+    assert used == pool.used * pool.block_pages, "a huge page is in use in part"
+    promises = {
+        vma.object: len(vma.object.promises)
+        for space in machine.spaces
+        for vma in space.vmas
+        if isinstance(vma.object, HugeObject)
+    }
+    assert sum(promises.values()) == pool.promised + pool.outstanding, (
+        "a promise is lost, or kept for nobody"
+    )
+    assert pool.available >= 0, "more huge pages are promised than there are"

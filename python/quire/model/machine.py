@@ -10,6 +10,7 @@ from quire.model.disk import Disk, DiskFile
 from quire.model.errors import DiskError
 from quire.model.file_object import FileObject
 from quire.model.geometry import X86_64
+from quire.model.huge_pool import HugePool
 from quire.model.mmu import Mmu
 from quire.model.pageout import Pageout
 from quire.model.physical_memory import PhysicalMemory
@@ -34,8 +35,9 @@ class Machine:
         beside wired ones; None for as many as are asked for. swap: slots of swap; 0 for none, None
         without end. tlb: entries of each CPU's TLB; 0 for none. tlb_ways: in how many of them a
         page may lie; None for up to 4, as many as divide the entries. cpus: how many; `cpu` says
-        which one runs. disk_blocks: size of the disk in pages; None without end. memory_bytes: what
-        the machine says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a
+        which one runs. huge_pages: how many the pool of MAP_HUGETLB has, beside `frames`.
+        disk_blocks: size of the disk in pages; None without end. memory_bytes: what the machine
+        says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a
         single request beyond memory and swap, 1 nothing, 2 what exceeds half of memory plus swap in
         sum.
     """
@@ -50,6 +52,7 @@ class Machine:
         tlb: int = 64,
         tlb_ways: int | None = None,
         cpus: int = 1,
+        huge_pages: int = 0,
         disk_blocks: int | None = None,
         memory_bytes: int = 4 << 30,
         overcommit: int = 0,
@@ -60,6 +63,8 @@ class Machine:
         self.memory = PhysicalMemory(geometry.page_size)
         self.swap = Swap(self.trace, swap)
         self.disk = Disk(self.trace, disk_blocks)
+        block_pages = geometry.block_size >> geometry.page_bits
+        self.huge_pool = HugePool(self.memory, block_pages, huge_pages)
         self.pageout = Pageout(self.memory, self.swap, self.trace, frames, policy)
         ways = usual_ways(tlb) if tlb_ways is None else tlb_ways
         self.cpus = [Mmu(Tlb(tlb, ways), self.trace) for _ in range(cpus)]

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from quire.model.huge_pool import HugePool
     from quire.model.memory_object import MemoryObject
 
 __all__ = ["Mapper", "Marker", "Page", "Place"]
@@ -42,6 +43,9 @@ class Mapper(Protocol):
     def drop_private(self, page_number: int) -> None:
         """Gives up a private page: zeros, or the object's page, show again."""
 
+    def shows(self, target: MemoryObject, index: int) -> bool:
+        """Whether a mapping of the object here has its page `index`."""
+
 
 Place = tuple[Mapper, int]
 """An address space and a page number in it."""
@@ -69,6 +73,8 @@ class Page:
     """MAP_DROPPABLE: its content need never be kept."""
     poisoned: bool = False
     """Its memory has failed: every access is SIGBUS, and its content is lost."""
+    pool: HugePool | None = None
+    """The pool of huge pages that its frame is of, if it is: then it is never evicted."""
     holders: set[Place] = field(default_factory=set)
     mappings: set[Place] = field(default_factory=set)
 

@@ -105,7 +105,9 @@ class Pageout:
 
     def free(self, page: Page) -> None:
         """Ends a page: its frame and slot are free. Nothing may show it."""
-        if page.frame is not None:
+        if page.pool is not None:
+            page.pool.give_back(page)
+        elif page.frame is not None:
             self.withdraw(page)
             self.memory.free(page.frame)
             page.frame = None

@@ -53,22 +53,29 @@ class PhysicalMemory:
         self.tables.add(frame)
         return frame
 
-    def allocate_run(self, pages: list[Page]) -> int:
-        """Adjoining frames that begin at a multiple of their number: what a block mapping needs."""
+    def allocate_run(self, pages: list[Page], again: int | None = None) -> int:
+        """Adjoining frames that begin at a multiple of their number: what a block mapping needs.
+
+        New ones, or the run that begins at `again` and was kept.
+        """
         count = len(pages)
+        if again is not None:
+            self.pages[again : again + count] = pages
+            self.frames[again : again + count] = [bytearray(self.frame_size) for _ in pages]
+            return again
         spare = -len(self.frames) % count
         self._free.extend(self._extend(1) for _ in range(spare))
         first = self._extend(count)
         self.pages[first : first + count] = pages
         return first
 
-    def free(self, frame: int) -> None:
-        """Gives a frame back. Nothing may show it any more."""
+    def free(self, frame: int, *, kept: bool = False) -> None:
+        """Gives a frame back, or keeps it for a run. Nothing may show it any more."""
         assert self.map_counts[frame] == 0, f"frame {frame} is still mapped"
         assert frame != ZERO_FRAME
         self.pages[frame] = None
         self.tables.discard(frame)
-        if frame not in self.failed:
+        if frame not in self.failed and not kept:
             self._free.append(frame)
 
     def used(self) -> int:

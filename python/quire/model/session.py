@@ -3,8 +3,8 @@
 ::
 
     machine [geometry=NAME | page_bits=N index_bits=N,N..] [frames=N] [swap=N|endless] [tlb=N]
-            [policy=two-lists|fifo|lru|clock] [cpus=N] [disk=N] [memory=SIZE] [overcommit=0|1|2]
-            [maps=N]
+            [policy=two-lists|fifo|lru|clock] [cpus=N] [huge=N] [disk=N] [memory=SIZE]
+            [overcommit=0|1|2] [maps=N]
     file NAME SIZE [memory]          a file on the disk, or in memory alone; page n holds letter n
     break FILE BLOCK                 its block can be read and written no more
     poison ADDRESS                   the memory of its frame fails
@@ -202,6 +202,7 @@ class Session:
         tlb: str = "64",
         policy: str = "two-lists",
         cpus: str = "1",
+        huge: str = "0",
         disk: str = "",
         memory: str = "4G",
         overcommit: str = "0",
@@ -224,6 +225,7 @@ class Session:
             policy=POLICIES[policy](),
             tlb=self._count(tlb),
             cpus=self._count(cpus, 1),
+            huge_pages=self._count(huge),
             disk_blocks=self._count(disk) if disk else None,
             memory_bytes=self._count(memory),
             overcommit=self._count(overcommit),
@@ -479,7 +481,7 @@ class Session:
         return "\n".join(lines)
 
     def _verb_statistics(self) -> str:
-        machine = self.machine
+        machine, pool = self.machine, self.machine.huge_pool
         return "\n".join(
             (
                 f"frames in use: {machine.memory.used()}, of them tables: "
@@ -489,6 +491,13 @@ class Session:
                 f"{len(machine.swap.slots)} slots in use",
                 f"disk: {machine.disk.reads} reads, {machine.disk.writes} writes",
                 f"faults: {self.space.minor_faults} minor, {self.space.major_faults} major",
+                *(
+                    [
+                        f"huge pages: {pool.size}, of them {pool.used} in use, {pool.promised} promised"
+                    ]
+                    if pool.size
+                    else []
+                ),
             )
         )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from quire.model import fault
 from quire.model import flags as f
 from quire.model.errors import DiskError, OutOfMemory, Signalled
+from quire.model.huge_fault import free_private
 from quire.model.mmu import Access, NonCanonicalAddress, PageFault
 from quire.model.page import Marker, Page
 from quire.model.page_table import PageTable
@@ -59,6 +60,8 @@ class Space:
         }
         self.may_lock_beyond_limit = True
         """CAP_IPC_LOCK."""
+        self.may_map_low = True
+        """CAP_SYS_RAWIO: below vm.mmap_min_addr."""
         self.future_flags = 0
         """Lock flags of mappings to come (mlockall MCL_FUTURE)."""
         self.brk_start = self.brk_end = machine.brk_start
@@ -186,6 +189,13 @@ class Space:
             if not held.holders:
                 self.machine.pageout.free(held)
 
+    def shows(self, target: MemoryObject, index: int) -> bool:
+        """Whether a mapping of the object here has its page `index`."""
+        return any(
+            vma.object is target and vma.offset <= index < vma.index(vma.end, self.page_bits)
+            for vma in self.vmas
+        )
+
     # Translations.
 
     def install(self, page_number: int, page: Page | None, vma: Vma, *, writable: bool) -> None:
@@ -201,13 +211,16 @@ class Space:
             if page.owner is not None and page.owner.volatile:
                 self._volatile.append(page_number)
 
-    def install_block(self, page_number: int, pages: list[Page], vma: Vma) -> None:
+    def install_block(
+        self, page_number: int, pages: list[Page], vma: Vma, *, writable: bool = True
+    ) -> None:
         """Makes adjoining frames visible by one entry, at an aligned page number."""
         assert pages[0].frame is not None
         address = page_number << self.page_bits
         executable = bool(vma.flags & f.EXEC)
         self.forget_range(page_number, page_number + len(pages))
-        self.table.map(address, pages[0].frame, writable=True, executable=executable, level=1)
+        frame = pages[0].frame
+        self.table.map(address, frame, writable=writable, executable=executable, level=1)
         for step, page in enumerate(pages):
             self._shown(page, page_number + step)
 
@@ -253,6 +266,8 @@ class Space:
         for vma in removed:
             low, high = max(vma.start, start), min(vma.end, end)
             self.forget_range(low >> self.page_bits, high >> self.page_bits)
+            if vma.flags & f.HUGETLB and vma.private:
+                free_private(self, vma, low, high)
             self.vmas.cut(vma, low, high)
         self.drop_range(start >> self.page_bits, end >> self.page_bits, guards=True)
         for vma in removed:

@@ -103,7 +103,7 @@ class Vma:
             and self.file is right.file
             and self.object is right.object
             and self.index(right.start, page_bits) == right.offset
-            and not self.flags & f.DEVICE
+            and not self.flags & (f.DEVICE | f.HUGETLB)
             and _one_family(self.lineage, right.lineage)
         )
 

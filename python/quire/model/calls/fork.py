@@ -29,6 +29,7 @@ def fork(parent: Space, child: Space) -> None:
         raise CallError("ENOMEM", "more memory than may be promised")
     child.limits = dict(parent.limits)
     child.may_lock_beyond_limit = parent.may_lock_beyond_limit
+    child.may_map_low = parent.may_map_low
     child.brk_start, child.brk_end = parent.brk_start, parent.brk_end
     for vma in parent.vmas:
         if not vma.flags & f.DONTFORK:
@@ -51,17 +52,22 @@ def _inherit(parent: Space, child: Space, vma: Vma) -> None:
             child.overlay[number] = held
     for leaf in parent.table.leaves(vma.start, vma.end):
         parent.protect_translation(max(leaf.start, vma.start) >> parent.page_bits)
-        if leaf.level == 0:
+        if vma.start <= leaf.start and leaf.start + leaf.size <= vma.end:
             _copy_translation(parent, child, copy, leaf)
 
 
 def _copy_translation(parent: Space, child: Space, vma: Vma, leaf: Leaf) -> None:
     """Shows the child what the parent sees, read-only and not yet accessed (`copy_present_ptes`).
 
-    Simplified: huge pages are not shown; the child's faults bring them in page by page.
+    Simplified: a huge page of which a part is not inherited comes page by page, by faults.
     """
-    page = parent.machine.memory.pages[parent.table.frame(leaf, leaf.start)]
-    child.install(leaf.start >> parent.page_bits, page, vma, writable=False)
+    number, count = leaf.start >> parent.page_bits, leaf.size >> parent.page_bits
+    frame = parent.table.frame(leaf, leaf.start)
+    pages = parent.machine.memory.pages[frame : frame + count]
+    if leaf.level:
+        child.install_block(number, [page for page in pages if page], vma, writable=False)
+    else:
+        child.install(number, pages[0], vma, writable=False)
     new = child.table.leaf(leaf.start)
     assert new is not None
     child.table.update(new, new.entry & ~child.table.format.accessed)

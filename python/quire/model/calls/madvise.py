@@ -17,6 +17,7 @@ from quire.model.calls.populate import touch
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
 from quire.model.file_object import FileObject
+from quire.model.huge_fault import free_private
 from quire.model.page import Marker, Page
 from quire.model.policy import TwoLists
 
@@ -112,7 +113,7 @@ def _change_flags(space: Space, vma: Vma, start: int, end: int, name: str) -> No
         raise CallError("EINVAL", f"MADV_{name} of a device")
     if name == "DODUMP" and vma.flags & f.DROPPABLE:
         raise CallError("EINVAL", "MADV_DODUMP of droppable memory")
-    if name == "MERGEABLE" and not vma.private:
+    if name == "MERGEABLE" and (not vma.private or vma.flags & f.HUGETLB):
         return  # nothing that could be merged: accepted and forgotten
     to_set, to_clear = _SET_AND_CLEAR[name]
     flags = (vma.flags | to_set) & ~to_clear
@@ -121,7 +122,8 @@ def _change_flags(space: Space, vma: Vma, start: int, end: int, name: str) -> No
     try:
         space.vmas.change(vma, start, end, flags)
     except CallError as error:
-        raise CallError("EAGAIN", error.why) from None
+        errno = "EAGAIN" if error.errno == "ENOMEM" else error.errno
+        raise CallError(errno, error.why) from None
 
 
 def _dontneed(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -133,9 +135,23 @@ def _dontneed(space: Space, vma: Vma, start: int, end: int) -> None:
 def _dontneed_locked(space: Space, vma: Vma, start: int, end: int) -> None:
     if vma.flags & f.DEVICE:
         raise CallError("EINVAL", "MADV_DONTNEED of a device")
+    if vma.flags & f.HUGETLB:
+        _dontneed_huge(space, vma, start, end)
+        return
     first, last = start >> space.page_bits, end >> space.page_bits
     space.forget_range(first, last)
     space.drop_range(first, last)
+
+
+def _dontneed_huge(space: Space, vma: Vma, start: int, end: int) -> None:
+    """Whole huge pages alone: a part at the end is left, lest more be lost than was meant."""
+    block = space.geometry.block_size
+    if start % block:
+        raise CallError("EINVAL", "MADV_DONTNEED from within a huge page")
+    end -= end % block
+    space.forget_range(start >> space.page_bits, end >> space.page_bits)
+    if vma.private:
+        free_private(space, vma, start, end)
 
 
 def _free(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -170,8 +186,8 @@ def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
 
 
 def _cold(space: Space, vma: Vma, start: int, end: int) -> None:
-    if vma.flags & (f.LOCKED | f.DEVICE):
-        raise CallError("EINVAL", "MADV_COLD or MADV_PAGEOUT of locked memory")
+    if vma.flags & (f.LOCKED | f.DEVICE | f.HUGETLB):
+        raise CallError("EINVAL", "MADV_COLD or MADV_PAGEOUT of memory that is never evicted")
     policy = space.machine.pageout.policy
     if isinstance(policy, TwoLists):
         for page in _known_pages(space, vma, start, end):
@@ -229,8 +245,8 @@ def _collapse(space: Space, vma: Vma, start: int, end: int) -> None:
 
 
 def _guard_install(space: Space, vma: Vma, start: int, end: int) -> None:
-    if vma.flags & (f.LOCKED | f.DEVICE):
-        raise CallError("EINVAL", "MADV_GUARD_INSTALL in locked memory or a device")
+    if vma.flags & (f.LOCKED | f.DEVICE | f.HUGETLB):
+        raise CallError("EINVAL", "MADV_GUARD_INSTALL in locked or huge memory or a device")
     fault.find_family(space, vma)  # so that a child inherits the markers
     first, last = start >> space.page_bits, end >> space.page_bits
     space.forget_range(first, last)
@@ -240,8 +256,8 @@ def _guard_install(space: Space, vma: Vma, start: int, end: int) -> None:
 
 
 def _guard_remove(space: Space, vma: Vma, start: int, end: int) -> None:
-    if vma.flags & f.DEVICE:
-        raise CallError("EINVAL", "MADV_GUARD_REMOVE in a device")
+    if vma.flags & (f.DEVICE | f.HUGETLB):
+        raise CallError("EINVAL", "MADV_GUARD_REMOVE in a device or huge memory")
     for number in space.held(start >> space.page_bits, end >> space.page_bits):
         if space.overlay[number] is Marker.GUARD:
             del space.overlay[number]

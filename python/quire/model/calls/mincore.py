@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quire.model import flags as f
 from quire.model.calls.munmap import Range
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
@@ -38,10 +39,16 @@ def mincore(space: Space, start: int, length: int) -> list[bool]:
 
 
 def _resident(space: Space, vma: Vma, address: int) -> bool:
-    """A private page in a frame; the zero page; else what the object's cache says."""
+    """A private page in a frame; the zero page; else what the object's cache says.
+
+    Shared huge pages of the pool are in memory where they were touched here. (Simplified: and not
+    moved, nor forbidden, since.)
+    """
     held = space.overlay.get(address >> space.page_bits)
     if isinstance(held, Page):
         return held.frame is not None
     if held is Marker.ZERO:
         return True
+    if vma.flags & f.HUGETLB:
+        return space.table.leaf(address) is not None
     return vma.object is not None and vma.object.resident(vma.index(address, space.page_bits))

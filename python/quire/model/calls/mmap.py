@@ -13,6 +13,7 @@ from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
 from quire.model.file_object import FileObject
 from quire.model.files import OpenFile
+from quire.model.huge_pool import HugeObject
 from quire.model.vma import Vma
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ CHECKS_BEFORE_PLACE: tuple[Check[MmapRequest], ...] = (
           lambda r: r.fixed and r.address > r.space.geometry.user_top - r.size),
     Check("EINVAL", "MAP_FIXED at an address that is no multiple of the page size",
           lambda r: r.fixed and r.address % r.space.geometry.page_size != 0),
+    Check("EPERM", "MAP_FIXED below vm.mmap_min_addr without CAP_SYS_RAWIO",
+          lambda r: r.fixed and r.address < r.space.machine.lowest_address
+          and not r.space.may_map_low),
     Check("EINVAL", "MAP_FIXED of huge pages at an address that is no multiple of theirs",
           lambda r: r.fixed and r.has("HUGETLB") and r.address % r.space.geometry.block_size != 0),
     Check("EEXIST", "MAP_FIXED_NOREPLACE over a mapping",
@@ -189,7 +193,8 @@ def mmap(
     """See `AddressSpace.mmap`."""
     r = MmapRequest(space, address, length, prot & f.ACCESS, flags, file, offset)
     if r.has("ANON"):
-        r.file = _pool_of_huge_pages(space) if r.huge else None
+        owner = None if r.shared or r.has("NORESERVE") else space
+        r.file = _huge_file(space, r.size, owner) if r.huge else None
     if not r.fixed:
         r.address = max(address & -space.geometry.page_size, 0)
         if 0 < r.address < space.machine.lowest_address:
@@ -245,10 +250,10 @@ def _sealed(r: MmapRequest) -> bool:
     return r.may_store and isinstance(target, FileObject) and target.write_sealed
 
 
-def _pool_of_huge_pages(space: Space) -> OpenFile:
-    """What MAP_HUGETLB maps: a file made for it. The pool is empty, so no page of it can be had."""
-    made = space.machine.shared_anonymous(0)
-    made.name = "/anon_hugepage"
+def _huge_file(space: Space, size: int, owner: Space | None) -> OpenFile:
+    """What MAP_HUGETLB maps: a file made for it."""
+    machine = space.machine
+    made = HugeObject(machine.pageout, machine.huge_pool, size, owner)
     return OpenFile(made.name, "hugetlb", made)
 
 
@@ -292,19 +297,37 @@ def _map(r: MmapRequest) -> None:
             raise CallError("ENOMEM", "more memory than may be promised")
         r.vma_flags |= f.ACCOUNT
     vma = _vma(r)
+    files = [old.object for old in old if isinstance(old.object, HugeObject) and not old.private]
+    for target in files:
+        target.attach(space)  # what they hold of the pool is free only when this mapping is there
     space.unmap(r.address, r.end)
-    _ask_file(r)
-    space.vmas.add(vma)
+    try:
+        _ask_file(r)
+        space.vmas.add(vma)
+    finally:
+        for target in files:
+            target.detach(space)
+            target.unmapped()
 
 
 def _ask_file(r: MmapRequest) -> None:
     """The file is asked last; when it refuses, what was mapped there is gone (since Linux 6.12)."""
-    if r.huge and r.offset % r.space.geometry.block_size:
-        raise CallError("EINVAL", "the offset is no multiple of the huge page")
-    if r.huge and not r.has("NORESERVE"):
-        raise CallError("ENOMEM", "the pool of huge pages is empty")
+    if r.file is not None and isinstance(r.file.object, HugeObject):
+        _promise_huge_pages(r, r.file.object)
     if r.vma_flags & f.SYNC and r.file is not None and r.file.on_disk:
         raise CallError("EOPNOTSUPP", "MAP_SYNC of a file that is not on persistent memory")
+
+
+def _promise_huge_pages(r: MmapRequest, target: HugeObject) -> None:
+    """The file grows to what a writable mapping shows; its pages are promised unless NORESERVE."""
+    block = r.space.geometry.block_size
+    if r.offset % block:
+        raise CallError("EINVAL", "the offset is no multiple of the huge page")
+    first = r.offset // block
+    if not r.has("NORESERVE") and not target.promise(first, first + r.size // block):
+        raise CallError("ENOMEM", "the pool of huge pages has not so many that are not promised")
+    if r.prot & f.PROT_WRITE:
+        target.size = max(target.size, r.offset + r.size)
 
 
 def _vma(r: MmapRequest) -> Vma:

@@ -97,7 +97,7 @@ def _promise(space: Space, vma: Vma, new: int, pages: int) -> int:
     if new & f.WRITE:
         if not machine.may_grow(space, new, pages) and machine.may_grow(space, vma.flags, pages):
             raise CallError("ENOMEM", "RLIMIT_DATA")
-        if not vma.flags & (f.ACCOUNT | f.WRITE | f.SHARED | f.NORESERVE):
+        if not vma.flags & (f.ACCOUNT | f.WRITE | f.SHARED | f.NORESERVE | f.HUGETLB):
             if not machine.may_promise(pages):
                 raise CallError("ENOMEM", "more memory than may be promised")
             return new | f.ACCOUNT

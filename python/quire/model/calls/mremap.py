@@ -114,7 +114,7 @@ def mremap(space: Space, start: int, old: int, new: int, flags: int, target: int
     refuse_first(CHECKS, r)
     if flags & _FIXED and r.old == r.new:
         return _move_all(r)
-    vma = check_source(r, space.vmas.find(start))
+    r, vma = check_source(r, space.vmas.find(start))
     if r.names_target:
         return _to_target(r, vma)
     if r.new == r.old:
@@ -132,8 +132,8 @@ CHECKS_OF_SOURCE: tuple[Check[_Source], ...] = (
 CHECKS_OF_MOVE: tuple[Check[_Source], ...] = (
     Check("EINVAL", "only a shared mapping can be shown twice (old size 0)",
           lambda r: r.old == 0 and not r.flags & (f.SHARED | f.MAY_SHARE)),
-    Check("EINVAL", "MREMAP_DONTUNMAP of a device",
-          lambda r: r.keeps_source and bool(r.flags & f.DEVICE)),
+    Check("EINVAL", "MREMAP_DONTUNMAP of a device or of huge pages",
+          lambda r: r.keeps_source and bool(r.flags & (f.DEVICE | f.HUGETLB))),
     Check("EFAULT", "the range to keep crosses the end of its mapping",
           lambda r: min(r.old, r.new) > r.rest),
 )  # fmt: skip
@@ -149,15 +149,29 @@ CHECKS_OF_GROWTH: tuple[Check[_Source], ...] = (
 )  # fmt: skip
 
 
-def check_source(r: _Request, vma: Vma | None) -> Vma:
-    """Whether the mapping at `start` may be changed like that (`check_prep_vma`)."""
+def check_source(r: _Request, vma: Vma | None) -> tuple[_Request, Vma]:
+    """Whether the mapping at `start` may be changed like that (`check_prep_vma`).
+
+    Of huge pages the sizes are rounded up to theirs.
+    """
+    if vma is not None and vma.flags & f.HUGETLB and not vma.flags & f.SEALED:
+        r = _in_huge_pages(r)
     source = _Source(r.space, r.start, r.old, r.new, bool(r.flags & _DONTUNMAP), vma)
     refuse_first(CHECKS_OF_SOURCE, source)
     if r.names_target or r.new > r.old:
         refuse_first(CHECKS_OF_MOVE, source)
     if r.new > r.old:
         refuse_first(CHECKS_OF_GROWTH, source)
-    return source.known
+    return r, source.known
+
+
+def _in_huge_pages(r: _Request) -> _Request:
+    """Sizes in whole huge pages, whose promises cannot be divided (`align_hugetlb`)."""
+    block = r.space.geometry.block_size
+    r = replace(r, old=-(-r.old // block) * block, new=-(-r.new // block) * block)
+    if r.start % block or (r.names_target and r.target % block) or r.new > r.old:
+        raise CallError("EINVAL", "huge pages are moved whole, and do not grow")
+    return r
 
 
 def _move_all(r: _Request) -> int:
@@ -175,7 +189,7 @@ def _move_all(r: _Request) -> int:
         part = replace(
             r, start=low, old=high - low, new=high - low, target=r.target + low - r.start
         )
-        check_source(part, vma)
+        part, _ = check_source(part, vma)
         _to_target(part, vma)
         first = False
     if first:
@@ -203,6 +217,8 @@ def _to_target(r: _Request, vma: Vma) -> int:
     pages = r.old >> space.page_bits
     if r.flags & _DONTUNMAP and not space.machine.may_grow(space, vma.flags, pages):
         raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
+    if r.flags & _FIXED and r.target < space.machine.lowest_address and not space.may_map_low:
+        raise CallError("EPERM", "below vm.mmap_min_addr without CAP_SYS_RAWIO")
     if not r.flags & _FIXED:
         r = replace(r, target=find_place(space, r.new, r.target & -space.geometry.page_size))
     return _move(r, vma)

@@ -58,7 +58,7 @@ _MODES = {
 }
 _FILLED_FROM = 0x2000_0000_0000
 _SLACK_BLOCKS, _SLACK_EVERY = 40_000, 2_000
-_CAP_IPC_LOCK = 14
+_CAPABILITIES = {"IPC_LOCK": 14, "SYS_RAWIO": 17}
 _F_ADD_SEALS = 1033
 
 
@@ -161,14 +161,21 @@ class KernelProcess:
         if answer < 0 or op["len"] == 0:
             return self._answer(answer)
         shown = [
-            "?" if self._is_named_file(start + i * PAGE) and not op.get("files") else str(bit & 1)
+            "?" if self._is_cached(start + i * PAGE) and not op.get("files") else str(bit & 1)
             for i, bit in enumerate(vector)
         ]
         return {"vec": "".join(shown)}
 
-    def _is_named_file(self, address: int) -> bool:
-        return any(low <= address < high and inode in self.names
-                   for low, high, _, _, inode, _ in _raw_maps())  # fmt: skip
+    def _is_cached(self, address: int) -> bool:
+        """Whether what is in memory there is a cache's matter: a row's file, shared huge pages.
+
+        (Of those, mincore looks at the file where the process has no page table, else at that.)
+        """
+        for low, high, permissions, _, inode, path in _raw_maps():
+            if low <= address < high:
+                shared_huge = permissions[3] == "s" and path.startswith("/anon_hugepage")
+                return shared_huge or inode in self.names
+        return False
 
     def _mlock(self, op: Op) -> Outcome:
         return self._ranged(op)
@@ -343,11 +350,12 @@ class KernelProcess:
         return {"ok": 0}
 
     def _dropcap(self, op: Op) -> Outcome:
+        number = Names(_CAPABILITIES)[op["cap"]]
         header = ctypes.create_string_buffer(struct.pack("Ii", 0x2008_0522, 0))
         data = ctypes.create_string_buffer(24)
         self._call("capget", ctypes.addressof(header), ctypes.addressof(data))
         effective, *rest = struct.unpack("6I", data.raw)
-        data.raw = struct.pack("6I", effective & ~(1 << _CAP_IPC_LOCK), *rest)
+        data.raw = struct.pack("6I", effective & ~(1 << number), *rest)
         return self._answer(self._call("capset", ctypes.addressof(header), ctypes.addressof(data)))
 
     def _fill_map_count(self, op: Op) -> Outcome:

@@ -46,6 +46,8 @@ class KernelWorld:
         self._directory = tempfile.TemporaryDirectory()
         self._paths = {name: self._make(name) for name in row.files}
         self._numbers = {"p0": 0}
+        self._ends: dict[int, int] = {}
+        """A pidfd of each child of a row, by number."""
         self._sockets: list[socket.socket] = []
         self._buffers = [b""] * _PROCESSES_MAX
         self._pid = 0
@@ -85,6 +87,8 @@ class KernelWorld:
             except ProcessLookupError:
                 continue
         os.waitpid(self._pid, 0)
+        for number in list(self._ends):
+            self._wait_end(number)
         for fd in self._kept:
             os.close(fd)
         self._directory.cleanup()
@@ -102,7 +106,19 @@ class KernelWorld:
             self._sockets[number].sendall(json.dumps(op).encode() + b"\n")
         except BrokenPipeError:
             return {"harness": "process died"}
-        return self._answer(number)
+        outcome = self._answer(number)
+        if op["op"] == "fork" and "pid" in outcome:
+            self._ends[op["number"]] = os.pidfd_open(outcome.pop("pid"))
+        elif op["op"] == "exit":
+            self._wait_end(number)
+        return outcome
+
+    def _wait_end(self, number: int) -> None:
+        """Waits until a child is gone: until then others do not get the huge pages that it had."""
+        if number in self._ends:
+            end = self._ends.pop(number)
+            select.select([end], [], [], _ANSWER_SECONDS)
+            os.close(end)
 
     def _answer(self, number: int) -> Outcome:
         while b"\n" not in self._buffers[number]:
@@ -152,10 +168,12 @@ def _serve(paths: dict[str, str], sockets: list[socket.socket]) -> NoReturn:
         op = json.loads(line)
         outcome: Outcome = {"ok": 0}
         if op["op"] == "fork":
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 own, buffer = sockets[op["number"]], b""
                 process.native.touch_start()
                 continue
+            outcome["pid"] = pid
         elif op["op"] == "exit":
             own.sendall(b'{"ok": 0}\n')
             os._exit(0)

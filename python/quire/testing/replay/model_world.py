@@ -239,14 +239,18 @@ class ModelWorld:
             raise CallError("EFAULT", "the vector is not writable memory")
         page = self.geometry.page_size
         shown = [
-            "?" if self._is_named_file(start + i * page) and not op.get("files") else str(int(here))
+            "?" if self._is_cached(start + i * page) and not op.get("files") else str(int(here))
             for i, here in enumerate(resident)
         ]
         return {"vec": "".join(shown)}
 
-    def _is_named_file(self, address: int) -> bool:
+    def _is_cached(self, address: int) -> bool:
+        """Whether what is in memory there is a cache's matter: a row's file, shared huge pages."""
         vma = self.p.space.vmas.find(address)
-        return vma is not None and any(vma.object is file for file in self.files.values())
+        if vma is None:
+            return False
+        shared_huge = vma.flags & f.HUGETLB and not vma.private
+        return bool(shared_huge) or any(vma.object is file for file in self.files.values())
 
     def _mlock(self, op: Op) -> Outcome:
         self.p.space.mlock(*self._range(op))
@@ -449,7 +453,8 @@ class ModelWorld:
         return {"ok": 0}
 
     def _dropcap(self, op: Op) -> Outcome:
-        self.p.space.may_lock_beyond_limit = False
+        name = Names({"IPC_LOCK": "may_lock_beyond_limit", "SYS_RAWIO": "may_map_low"})[op["cap"]]
+        setattr(self.p.space, name, False)
         return {"ok": 0}
 
     def _fill_map_count(self, op: Op) -> Outcome:

@@ -33,13 +33,14 @@ class Setting:
     geometry: str = "x86-64"
     checked: bool = False
 
-    def machine(self) -> Machine:
-        """A fresh machine of this kind."""
+    def machine(self, row: Row) -> Machine:
+        """A fresh machine of this kind, with the pool of huge pages that the row is about."""
         machine = Machine(
             GEOMETRIES[self.geometry],
             frames=self.frames,
             swap=0 if self.frames is None else None,
             tlb=self.tlb,
+            huge_pages=row.huge_pages,
         )
         machine.pageout.acts_ample = True  # rows were recorded with memory to spare
         return machine
@@ -102,13 +103,16 @@ def outcomes(row: Row, setting: Setting, end: int | None = None) -> Iterator[Out
             for op in row.ops[:end]:
                 yield world.do(op)
         return
-    model = ModelWorld(row, setting.machine(), checked=setting.checked)
+    model = ModelWorld(row, setting.machine(row), checked=setting.checked)
     for op in row.ops[:end]:
         yield model.do(op)
 
 
-_MODELLED = {"nr_hugepages": "0", "overcommit": "0", "pku": "false"}
-"""The environment of the model, in the words of the tags `env:KEY=VALUE`."""
+_MODELLED = {"overcommit": "0", "pku": "false"}
+"""The environment of the model, in the words of the tags `env:KEY=VALUE`.
+
+Its pool of huge pages is as large as a row wants it.
+"""
 _MODELLED_RELEASE = (6, 18)
 
 
@@ -116,7 +120,8 @@ def _not_applicable(row: Row, setting: Setting) -> str | None:
     """The first tag by which a row is about another system than the one it is to run on."""
     on_kernel = setting.on == "kernel"
     release = _release(platform.release()) if on_kernel else _MODELLED_RELEASE
-    environment = _kernel_environment() if on_kernel else _MODELLED
+    pool = {"nr_hugepages": str(row.huge_pages)}
+    environment = _kernel_environment() if on_kernel else {**_MODELLED, **pool}
     machine = "x86-64" if on_kernel else setting.geometry
     for tag in row.tags:
         kind, _, value = tag.partition(":")
@@ -136,8 +141,10 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _kernel_environment() -> dict[str, str]:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    pool = {line.split(":")[0]: int(line.split()[1]) for line in lines if line[:4] == "Huge"}
     return {
-        "nr_hugepages": Path("/proc/sys/vm/nr_hugepages").read_text().strip(),
+        "nr_hugepages": str(pool["HugePages_Free"] - pool["HugePages_Rsvd"]),
         "overcommit": Path("/proc/sys/vm/overcommit_memory").read_text().strip(),
         "pku": str(" ospke " in Path("/proc/cpuinfo").read_text()).lower(),
     }

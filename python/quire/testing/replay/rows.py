@@ -36,6 +36,8 @@ Outcome = dict[str, Any]
 
 Value = TypeVar("Value")
 
+_POOL = "env:nr_hugepages="
+
 _NUMBERS = {"len", "off", "n", "old", "new", "size", "page", "pages", "pgoff", "byte", "seed"}
 
 
@@ -67,6 +69,13 @@ class Row:
     advisory_from: int | None = None
     again: bool = False
     """A row of the file once more, on the other kind of file system."""
+
+    @property
+    def huge_pages(self) -> int:
+        """The size of the pool of huge pages that it is about."""
+        sizes = (tag.removeprefix(_POOL) for tag in self.tags if tag.startswith(_POOL))
+        size = next(sizes, "0")
+        return int(size) if size.isdecimal() else 0
 
 
 def read_rows(path: Path) -> list[Row]:
