@@ -13,6 +13,7 @@ From the bottom up::
     page            content, wherever it is; reverse map
     disk, swap      where it goes
     policy, pageout which page gives way
+    flusher         when dirty pages are written
     memory_object   what can be mapped: file_object, device
     huge_pool       huge pages set aside and promised
     vma, vma_set    what was asked

@@ -86,6 +86,7 @@ class FileObject(MemoryObject):
     def before_store(self, page: Page) -> None:
         """Reserves the page's block, so that a full disk is found now and not after the store."""
         if self.backing is not None:
+            self.pageout.flusher.note(self)
             self.backing.reserve(page.index)
         page.dirty = True
 
@@ -117,6 +118,8 @@ class FileObject(MemoryObject):
                 refused = refused or error
         if refused is not None:
             raise refused
+        if not any(page.dirty for page in self.pages.values()):
+            self.pageout.flusher.forget(self)
 
     def unmapped(self) -> None:
         """Memory that has lost its name and its last mapping ends."""

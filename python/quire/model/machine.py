@@ -37,9 +37,9 @@ class Machine:
         page may lie; None for up to 4, as many as divide the entries. cpus: how many; `cpu` says
         which one runs. huge_pages: how many the pool of MAP_HUGETLB has, beside `frames`.
         disk_blocks: size of the disk in pages; None without end. memory_bytes: what the machine
-        says it has, for overcommit. overcommit: vm.overcommit_memory: 0 refuses a
-        single request beyond memory and swap, 1 nothing, 2 what exceeds half of memory plus swap in
-        sum.
+        says it has, for overcommit and for the share that may be dirty. overcommit:
+        vm.overcommit_memory: 0 refuses a single request beyond memory and swap, 1 nothing, 2 what
+        exceeds half of memory plus swap in sum.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Machine:
         self.disk = Disk(self.trace, disk_blocks)
         block_pages = geometry.block_size >> geometry.page_bits
         self.huge_pool = HugePool(self.memory, block_pages, huge_pages)
-        self.pageout = Pageout(self.memory, self.swap, self.trace, frames, policy)
+        memory_pages = memory_bytes >> geometry.page_bits
+        self.pageout = Pageout(self.memory, self.swap, self.trace, frames, policy, memory_pages)
         ways = usual_ways(tlb) if tlb_ways is None else tlb_ways
         self.cpus = [Mmu(Tlb(tlb, ways), self.trace) for _ in range(cpus)]
         self.cpu = 0
@@ -154,10 +155,9 @@ class Machine:
         return size >> self.geometry.page_bits
 
     def write_back(self) -> None:
-        """Every dirty page of a file goes to the disk (the flusher threads; sync(2)).
+        """Every dirty page of a file goes to the disk (sync(2)).
 
-        What cannot be written stays dirty; nobody is there to be told. Simplified: nothing starts
-        it by itself, neither age nor the share of dirty pages.
+        What cannot be written stays dirty; nobody is there to be told.
         """
         objects = {
             page.owner for page in self.memory.pages if page is not None and page.owner is not None
@@ -167,6 +167,10 @@ class Machine:
                 owner.sync(0, 1 << 64)
             except DiskError as error:
                 self.trace.add("disk error", errno=error.errno)
+
+    def advance(self, seconds: int) -> None:
+        """Lets time pass, in which the flusher writes what has been dirty too long, or too much."""
+        self.pageout.flusher.advance(seconds)
 
     def poison(self, frame: int) -> None:
         """A frame's memory fails (MADV_HWPOISON, a machine check): its page can be used no more."""

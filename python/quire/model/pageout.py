@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quire.model.errors import DiskError, OutOfMemory
+from quire.model.flusher import Flusher
 from quire.model.policy import TwoLists
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ __all__ = ["Pageout"]
 
 
 class Pageout:
-    """Frames for pages, within `limit` (None: as many as are asked for)."""
+    """Frames for pages, within `limit` (None: as many as are asked for).
+
+    `memory_pages` is what the machine says it has: of that the flusher allows a share to be dirty.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Pageout:
         trace: Trace,
         limit: int | None = None,
         policy: Policy[Page] | None = None,
+        memory_pages: int = 1 << 20,
     ) -> None:
         assert limit is None or limit > 0, "at least one frame for pages"
         self.memory = memory
@@ -47,6 +52,7 @@ class Pageout:
         """Whether a shortage of frames is hidden where a program may see it: what it declared
         forgettable (MADV_FREE, MAP_DROPPABLE) is saved all the same while swap has room, and
         MADV_COLLAPSE without room for a huge page succeeds and changes nothing."""
+        self.flusher = Flusher(memory, trace, memory_pages)
         self.unevictable: set[Page] = set()
         self.evictions = 0
 

@@ -21,7 +21,8 @@
     load ADDRESS [COUNT]             store ADDRESS TEXT            fetch ADDRESS
     fork NAME                        process NAME                  exit             cpu N
     read FILE OFFSET COUNT           write FILE OFFSET TEXT        truncate FILE SIZE
-    punch FILE OFFSET COUNT          sync FILE                     writeback
+    punch FILE OFFSET COUNT          sync FILE
+    writeback                        wait SECONDS: the flusher writes by age and share
     maps                             smaps                         pagemap ADDRESS
     tables                           tlb                           statistics
     entry ADDRESS FRAME [PROT] [level=N]   puts a translation (at level 1 or 2 a block's) into a
@@ -431,6 +432,10 @@ class Session:
         self.machine.write_back()
         return "done"
 
+    def _verb_wait(self, seconds: str) -> str:
+        self.machine.advance(self._count(seconds))
+        return f"it is {self.machine.pageout.flusher.now_s} s"
+
     def _verb_break(self, file: str, block: str) -> str:
         self.machine.disk.broken.add((self._file_of(file).name, self._count(block)))
         return f"block {self._count(block)} of {file} is broken"
@@ -482,6 +487,8 @@ class Session:
 
     def _verb_statistics(self) -> str:
         machine, pool = self.machine, self.machine.huge_pool
+        huge = f"\nhuge pages: {pool.size}, of them {pool.used} in use, {pool.promised} promised"
+        huge = huge if pool.size else ""
         return "\n".join(
             (
                 f"frames in use: {machine.memory.used()}, of them tables: "
@@ -490,14 +497,7 @@ class Session:
                 f"swap: {machine.swap.writes} out, {machine.swap.reads} in, "
                 f"{len(machine.swap.slots)} slots in use",
                 f"disk: {machine.disk.reads} reads, {machine.disk.writes} writes",
-                f"faults: {self.space.minor_faults} minor, {self.space.major_faults} major",
-                *(
-                    [
-                        f"huge pages: {pool.size}, of them {pool.used} in use, {pool.promised} promised"
-                    ]
-                    if pool.size
-                    else []
-                ),
+                f"faults: {self.space.minor_faults} minor, {self.space.major_faults} major" + huge,
             )
         )
 
