@@ -9,7 +9,8 @@ beside MAP_ANONYMOUS, each with room for a small part of it, so that both evict 
     sync                            msync
     evict, prefetch, advise         madvise
     pin, release                    mlock, munlock
-    close, open again               munmap, mmap
+    close, open again               munmap, mmap, also from an offset
+    a forked child                  fork
     what is wrong raises            a signal or an errno
 
 The pmap "soft", which gives no pointer, takes part with calls alone; of "kernel", where the
@@ -43,6 +44,7 @@ from quire.model import AddressSpace, CallError, Machine, OpenFile, Signalled
 from quire.model import flags as f
 from quire.model.invariants import check
 from quire.pmap import KERNEL
+from quire.testing import children
 from quire.testing.content import new_seed, random_content
 
 if TYPE_CHECKING:
@@ -109,15 +111,21 @@ class Twin:
         self.file.fsync()
         self.map()
 
-    def map(self) -> None:
-        """Maps it, again after `unmap`."""
+    def map(self, offset: int = 0) -> None:
+        """Maps it, again after `unmap`, or the pages of it from that of ``offset`` on.
+
+        `at` is where byte 0 is, or would be.
+        """
         file = None if self.kind.mode is None else self.file
-        self.at = self.space.mmap(0, SIZE, self.kind.prot, self.kind.flags, file)
+        self.start = offset - offset % self.page
+        size = SIZE - self.start
+        place = self.space.mmap(0, size, self.kind.prot, self.kind.flags, file, self.start)
+        self.at = place - self.start
 
     def unmap(self) -> None:
         """Ends the mapping, synced before as quire does it."""
-        self.sync(0, SIZE)
-        self.space.munmap(self.at, SIZE)
+        self.sync(self.start, SIZE - self.start)
+        self.space.munmap(self.at + self.start, SIZE - self.start)
 
     def load(self, offset: int = 0, length: int = SIZE) -> bytes:
         """Reads bytes of the mapping."""
@@ -196,8 +204,8 @@ class CoreAndModel(RuleBasedStateMachine):
         self.steps = 0
         self.open(GRANULES[0], BUDGETS[0])
 
-    def open(self, granule: int, budget: int) -> None:
-        """Maps with quire."""
+    def open(self, granule: int, budget: int, offset: int = 0) -> None:
+        """Maps with quire; the array begins at ``offset``."""
         how: dict[str, Any] = {"pmap": self.pmap}
         if self.pages_itself:
             how["granule"] = granule
@@ -206,6 +214,7 @@ class CoreAndModel(RuleBasedStateMachine):
         if self.kind.mode is None:
             self.mapping = quire.anonymous(SIZE, **how)
         else:
+            how["offset"] = offset
             self.mapping = quire.open(self.path, mode=self.kind.mode, dtype="u1", **how)
         self.budget_max = budget
 
@@ -357,6 +366,63 @@ class CoreAndModel(RuleBasedStateMachine):
         self.twin.map()
         self.same(0, SIZE)
 
+    @precondition(lambda self: self.kind.mode is not None and not self.pins)
+    @rule(where=ranges(), number=st.integers(0, 1 << 32))
+    def map_from_offset(self, where: tuple[int, int], number: int) -> None:
+        """Both map the file from an offset on for a while, the model from the start of its page."""
+        offset, length = where
+        self.close()
+        self.open(GRANULES[0], BUDGETS[0], offset)
+        self.twin.map(offset)
+        self.same_from(offset)
+        if self.kind.writable:
+            content = random_content(length, number)
+            self.twin.store(offset, content)
+            if self.has_pointer:
+                self.mapping.array[:length] = np.frombuffer(content, "u1")
+            else:
+                assert self.mapping.write(content, offset) == length
+            self.same_from(offset)
+        self.close()
+        self.open(GRANULES[0], BUDGETS[0])
+        self.twin.map()
+        self.same(0, SIZE)
+
+    def same_from(self, offset: int) -> None:
+        """Asserts that the bytes from an offset on are equal; there the array begins."""
+        expected = self.twin.load(offset, SIZE - offset)
+        assert self.mapping.read(offset, SIZE - offset) == expected
+        if self.has_pointer:
+            assert self.mapping.array.tobytes() == expected
+
+    @rule(where=ranges(), number=st.integers(0, 1 << 32))
+    def fork(self, where: tuple[int, int], number: int) -> None:
+        """A child of both reads, and where the kernel pages, stores.
+
+        What quire pages and may be written, its child is refused.
+        """
+        offset, length = where
+        child, content = self.twin.space.fork(), random_content(length, number)
+        refused = self.kind.writable and self.pages_itself
+        before = child.load(self.twin.at, SIZE)
+        if self.kind.writable and not refused:
+            child.store(self.twin.at + offset, content)
+        after = child.load(self.twin.at, SIZE)
+        child.exit()
+
+        def use() -> None:
+            if refused:
+                with pytest.raises(quire.PageIOError, match="belongs to the parent"):
+                    self.mapping.read(offset, length)
+                return
+            assert self.mapping.read(0, SIZE) == before
+            if self.kind.writable:
+                self.mapping.array[offset : offset + length] = np.frombuffer(content, "u1")
+            assert self.mapping.read(0, SIZE) == after
+
+        assert children.in_fork(use) == ""
+        self.same(0, SIZE)
+
     def close(self) -> None:
         """Ends both mappings: neither can be used, and the files are equal."""
         self.mapping.close()
@@ -367,9 +433,9 @@ class CoreAndModel(RuleBasedStateMachine):
         with pytest.raises(BufferError, match="closed"):
             memoryview(self.mapping)
         with pytest.raises(Signalled, match="SIGSEGV SEGV_MAPERR"):
-            self.twin.load(0, 1)
+            self.twin.load(self.twin.start, 1)
         with pytest.raises(CallError, match="ENOMEM"):
-            self.twin.sync(0, SIZE)
+            self.twin.sync(self.twin.start, 1)
         self.same_files(0, SIZE)
 
     # What is wrong on both sides.
