@@ -2,7 +2,7 @@
 
 Which errno a call gives when several things are wrong at once is part of its contract: programs
 probe for features that way. So each call keeps its checks in one table, in the kernel's order, and
-the first that refuses decides. The tables are also what the documents print.
+the first that refuses decides.
 """
 
 from __future__ import annotations

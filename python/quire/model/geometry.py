@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AARCH64_4K", "GEOMETRIES", "X86_64", "EntryFormat", "Geometry"]
 
+WORD = 1 << 64
+"""One more than an argument of a system call can be: addresses and lengths wrap there."""
 GUARD_GAP_PAGES = 256
 """Pages kept free below a mapping that grows downwards (kernel parameter `stack_guard_gap`)."""
 

@@ -17,6 +17,7 @@ from quire.model.physical_memory import PhysicalMemory
 from quire.model.swap import Swap
 from quire.model.tlb import Tlb, usual_ways
 from quire.model.trace import Trace
+from quire.model.vma import holds_data
 
 if TYPE_CHECKING:
     from quire.model.device import Driver
@@ -115,9 +116,11 @@ class Machine:
     def shootdown(self, asid: int, first: int, count: int) -> None:
         """Makes every CPU forget translations that have changed in memory."""
         for number, cpu in enumerate(self.cpus):
-            cpu.tlb.flush(asid, first, count)
+            known = cpu.tlb.flush(asid, first, count)
             if number != self.cpu:
                 self.trace.add("shootdown", cpu=number, page=first, count=count)
+            elif known:
+                self.trace.add("tlb flush", page=first, count=count)
 
     def may_grow(self, space: Space, flags: int, pages: int, *, locks: bool = False) -> bool:
         """Whether more pages with `flags` fit RLIMIT_AS, RLIMIT_DATA (and RLIMIT_MEMLOCK)."""
@@ -125,8 +128,7 @@ class Machine:
         whole, data = space.limits["AS"], space.limits["DATA"]
         if whole is not None and space.mapped_pages() + pages > whole >> bits:
             return False
-        is_data = flags & (f.WRITE | f.SHARED | f.GROWSDOWN) == f.WRITE
-        if is_data and data is not None and space.data_pages() + pages > data >> bits:
+        if data is not None and holds_data(flags) and space.data_pages() + pages > data >> bits:
             return False
         return not locks or self.may_lock(space, flags, pages << bits)
 

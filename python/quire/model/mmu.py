@@ -112,6 +112,8 @@ class Mmu:
         gone = self.tlb.insert(asid, page, known)
         if gone is not None:
             self.trace.add("tlb evict", asid=gone[0], page=gone[1])
+        if self.trace.on and self.tlb.size:
+            self.trace.add("tlb insert", asid=asid, page=page, frame=frame, writable=writable)
         return frame << geometry.page_bits | offset
 
     def _mark(self, table: PageTable, leaf: Leaf, access: Access) -> bool:

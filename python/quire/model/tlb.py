@@ -72,15 +72,17 @@ class Tlb:
         ways[asid, page] = entry
         return oldest
 
-    def flush(self, asid: int, first: int, count: int) -> None:
-        """Forgets `count` pages of one address space."""
+    def flush(self, asid: int, first: int, count: int) -> bool:
+        """Forgets `count` pages of one address space; says whether any was known."""
         if count <= self.size:
-            for page in range(first, first + count):
-                self.sets[page % len(self.sets)].pop((asid, page), None)
-            return
-        for ways in self.sets:
-            for key in [key for key in ways if key[0] == asid and 0 <= key[1] - first < count]:
-                del ways[key]
+            pages = range(first, first + count)
+            dropped = [self.sets[page % len(self.sets)].pop((asid, page), None) for page in pages]
+            return any(dropped)
+        keys = [key for ways in self.sets for key in ways]
+        known = [key for key in keys if key[0] == asid and 0 <= key[1] - first < count]
+        for key in known:
+            del self.sets[key[1] % len(self.sets)][key]
+        return bool(known)
 
     def entries(self) -> Iterator[tuple[int, int, TlbEntry]]:
         """Address space, page number and translation of all that is remembered."""

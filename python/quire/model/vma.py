@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quire.model.files import OpenFile
     from quire.model.memory_object import MemoryObject
 
-__all__ = ["Lineage", "Vma"]
+__all__ = ["Lineage", "Vma", "holds_data"]
 
 
 class Lineage:
@@ -74,8 +74,8 @@ class Vma:
 
     @property
     def holds_data(self) -> bool:
-        """Counted by RLIMIT_DATA: private, writable, no stack."""
-        return self.flags & (f.WRITE | f.SHARED | f.GROWSDOWN) == f.WRITE
+        """Whether RLIMIT_DATA counts it."""
+        return holds_data(self.flags)
 
     @property
     def writes_object(self) -> bool:
@@ -115,6 +115,11 @@ class Vma:
             and self.file is right.file
             and self.index(right.start, page_bits) == right.offset
         )
+
+
+def holds_data(flags: int) -> bool:
+    """Whether a VMA with such flags is counted by RLIMIT_DATA: private, writable, no stack."""
+    return flags & (f.WRITE | f.SHARED | f.GROWSDOWN) == f.WRITE
 
 
 def _one_family(left: Lineage | None, right: Lineage | None) -> bool:

@@ -87,8 +87,10 @@ class VmaSet:
     def change(self, vma: Vma, start: int, end: int, flags: int) -> Vma:
         """Gives `[start, end)` of `vma` new flags; returns the VMA that holds it then.
 
-        Raises: CallError: ENOMEM, the part would have to be cut out and there are too many VMAs. A
-            cut that was already made stays, unseen: both sides are alike.
+        A cut that was already made when the next is refused stays, unseen: both sides are alike.
+
+        Raises:
+            CallError: ENOMEM, the part would have to be cut out and there are too many VMAs.
         """
         new = replace(vma.piece(start, end, self.page_bits), flags=flags)
         left, right = self.before(vma), self.after(vma)

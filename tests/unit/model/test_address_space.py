@@ -2,7 +2,7 @@ import pytest
 
 from quire.model import GEOMETRIES, AddressSpace, CallError, Machine, OpenFile
 from quire.model import flags as f
-from quire.model.calls import madvise, mmap, mprotect, mremap, msync, munmap
+from quire.model.checks import Check, refuse_first
 from quire.model.views import maps
 
 PAGE = 4096
@@ -30,23 +30,16 @@ def test_first_wrong_thing_decides(world):
     refused("EINVAL", space.mremap, 1, PAGE, PAGE, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "checks",
-    [
-        mmap.CHECKS_BEFORE_PLACE,
-        *mmap.CHECKS_OF_KIND.values(),
-        munmap.CHECKS,
-        mprotect.CHECKS_AFTER_LENGTH,
-        mremap.CHECKS,
-        msync.CHECKS,
-        madvise.CHECKS,
-    ],
-)
-def test_checks_are_data_that_can_be_shown(checks):
-    for check in checks:
-        assert check.errno.isupper()
-        assert check.says
-        assert callable(check.refuses)
+def test_the_first_check_that_refuses_decides():
+    checks = (
+        Check("EINVAL", "odd", lambda number: number % 2 == 1),
+        Check("EPERM", "large", lambda number: number > 10),
+    )
+    refuse_first(checks, 4)
+    for number, why in ((11, "EINVAL: odd"), (12, "EPERM: large")):
+        with pytest.raises(CallError) as caught:
+            refuse_first(checks, number)
+        assert str(caught.value) == why
 
 
 def test_brk(world):

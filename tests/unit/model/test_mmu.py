@@ -25,8 +25,13 @@ def test_translation_by_walk_and_then_by_tlb(table, mmu):
     table.map(PAGE, 3, writable=True, executable=False)
     physical = 3 * table.geometry.page_size + 5
     assert mmu.translate(table, 1, PAGE + 5, Access.READ) == physical
-    kinds = [event.kind for event in mmu.trace.take()]
-    assert kinds == ["tlb miss"] + ["walk"] * table.geometry.levels
+    *steps, last = mmu.trace.take()
+    assert [event.kind for event in steps] == ["tlb miss"] + ["walk"] * table.geometry.levels
+    page = PAGE >> table.geometry.page_bits
+    assert (last.kind, last.facts) == (
+        "tlb insert",
+        {"asid": 1, "page": page, "frame": 3, "writable": False},
+    )
     assert mmu.translate(table, 1, PAGE + 5, Access.READ) == physical
     assert [event.kind for event in mmu.trace.take()] == ["tlb hit"]
 

@@ -46,12 +46,31 @@ def test_step_shows_walk_fault_and_frame():
     assert kinds(first) == [
         *["tlb miss", "walk", "page fault", "vma", "frame", "fault", "tlb miss"],
         *["walk"] * 4,
+        "tlb insert",
     ]
     assert kinds(second) == ["tlb hit"]
     assert "by=zero fill" in str(first)
     facts = first.as_json()
     assert facts["line"] == "store a x"
     assert facts["events"][5]["by"] == "zero fill"
+
+
+def test_steps_show_what_the_tlb_takes_loses_and_forgets():
+    session = Session()
+    session.do("machine tlb=1")
+    session.do("mmap 2p as=a")
+    session.do("store a x")
+    assert [kind for kind in kinds(session.do("store a+1p x")) if kind.startswith("tlb ")] == [
+        *["tlb miss", "tlb miss", "tlb evict", "tlb insert"]
+    ]
+    assert "tlb flush" not in kinds(session.do("mprotect a 1p r"))
+    forgets = session.do("munmap a 2p").events
+    assert [str(event).split() for event in forgets if event.kind == "tlb flush"] == [
+        ["tlb", "flush", f"page={(session.names['a'] >> 12) + 1:#x}", "count=1"]
+    ]
+    session.do("machine tlb=0")
+    session.do("mmap 1p as=a")
+    assert "tlb insert" not in kinds(session.do("store a x"))
 
 
 def test_steps_tell_whose_page_it_was():

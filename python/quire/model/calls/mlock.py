@@ -10,6 +10,7 @@ from quire.model.calls.mmap import may_lock_at_all
 from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
+from quire.model.geometry import WORD
 from quire.model.page import Page
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from quire.model.vma import Vma
 
 __all__ = ["CHECKS", "CHECKS_OF_MLOCKALL", "mlock", "mlockall", "munlock", "munlockall"]
-
-_WORD = 1 << 64
 
 
 @dataclass
@@ -86,7 +85,7 @@ def munlockall(space: Space) -> None:
 def _whole_pages(space: Space, start: int, length: int) -> tuple[int, int]:
     """The start rounded down and the length up, in 64 bits."""
     page = space.geometry.page_size
-    return start & -page, space.geometry.page_up((length + start % page) % _WORD)
+    return start & -page, space.geometry.page_up((length + start % page) % WORD)
 
 
 def _within_limit(space: Space, low: int, size: int) -> bool:
@@ -112,7 +111,7 @@ def _over_limit(space: Space) -> bool:
 
 def _apply(space: Space, low: int, size: int, bits: int) -> None:
     """Sets the lock flags VMA by VMA, up to a hole (`apply_vma_lock_flags`)."""
-    high = (low + size) % _WORD
+    high = (low + size) % WORD
     if high < low:
         raise CallError("EINVAL", "the range wraps")
     at = low

@@ -13,6 +13,7 @@ from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
 from quire.model.file_object import FileObject
 from quire.model.files import OpenFile
+from quire.model.geometry import WORD
 from quire.model.huge_pool import HugeObject
 from quire.model.vma import Vma
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS_BEFORE_PLACE", "CHECKS_OF_KIND", "MmapRequest", "mmap"]
 
 _LARGEST_FILE = (1 << 63) - 1
-_WORD = 1 << 64
 _TWO_MIB_BITS = 21
 
 
@@ -84,7 +84,7 @@ class MmapRequest:
         """Bytes in whole pages, or huge pages; 0 if that wraps."""
         if self.has("HUGETLB"):
             block = self.space.geometry.block_size
-            return (self.length + block - 1 & -block) % _WORD
+            return (self.length + block - 1 & -block) % WORD
         return self.space.geometry.page_up(self.length)
 
     @property
@@ -105,7 +105,7 @@ class MmapRequest:
 
 
 def _offset_too_far(r: MmapRequest) -> bool:
-    limit = _LARGEST_FILE if r.opened.kind in ("regular", "hugetlb") else _WORD - 1
+    limit = _LARGEST_FILE if r.opened.kind in ("regular", "hugetlb") else WORD - 1
     bits = r.space.page_bits
     return r.size > limit or r.offset >> bits > (limit - r.size) >> bits
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from quire.model import flags as f
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
+from quire.model.geometry import WORD
 
 if TYPE_CHECKING:
     from quire.model.space import Space
 
 __all__ = ["CHECKS", "Range", "check_removal", "munmap"]
-
-_WORD = 1 << 64
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Range:
     @property
     def end(self) -> int:
         """The end, in 64 bits: may lie below the start."""
-        return (self.start + self.size) % _WORD
+        return (self.start + self.size) % WORD
 
     @property
     def unaligned(self) -> bool:

@@ -24,8 +24,10 @@ __all__ = ["populate", "touch"]
 def populate(space: Space, start: int, end: int, *, ignore_errors: bool) -> None:
     """Brings in the pages of every mapping in the range, as mlock does; holes are passed over.
 
-    Raises: CallError: EFAULT, a page that cannot be had. With `ignore_errors` the rest of its VMA
-        is left and the next one goes on.
+    With `ignore_errors` a page that cannot be had ends its VMA, and the next one goes on.
+
+    Raises:
+        CallError: EFAULT, a page that cannot be had.
     """
     for vma in space.vmas.overlapping(start, end):
         if vma.flags & (f.LOCKONFAULT | f.DEVICE):

@@ -12,14 +12,13 @@ from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
 from quire.model.file_object import FileObject
+from quire.model.geometry import WORD
 
 if TYPE_CHECKING:
     from quire.model.space import Space
     from quire.model.vma import Vma
 
 __all__ = ["CHECKS", "remap_file_pages"]
-
-_WORD = 1 << 64
 
 
 @dataclass
@@ -33,14 +32,14 @@ class _Request:
     @property
     def end(self) -> int:
         """The end, in 64 bits."""
-        return (self.start + self.size) % _WORD
+        return (self.start + self.size) % WORD
 
 
 CHECKS: tuple[Check[_Request], ...] = (
     Check("EINVAL", "prot must be 0", lambda r: r.prot != 0),
     Check("EINVAL", "an empty or wrapping range", lambda r: r.end <= r.start),
     Check("EINVAL", "the page offset wraps",
-          lambda r: r.page + (r.size >> r.space.page_bits) >= _WORD),
+          lambda r: r.page + (r.size >> r.space.page_bits) >= WORD),
     Check("EINVAL", "not inside one shared mapping of a writable descriptor",
           lambda r: not _shared_run(r)),
 )  # fmt: skip
