@@ -179,6 +179,25 @@ def test_what_was_cached_before_the_budget_is_dropped_with_it(path: Path) -> Non
         assert int((mapping.array != 3).sum()) == 0
 
 
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+def test_locked_pages_stay_and_the_rest_keeps_the_budget(path: Path, cache: str) -> None:
+    """More is locked than the budget: what cannot be taken is not taken for gone, look after look."""
+    with quire.map(path, sharing="shared", budget="4 MiB", cache=cache) as mapping:
+        mapping.lock(0, 8 << 20)
+        mapping.array.sum()
+        trimmed = [-1]
+
+        def is_settled() -> bool:
+            trimmed.append(mapping.statistics().evicted_bytes)
+            return len(trimmed) > 20 and trimmed[-20] == trimmed[-1]
+
+        wait_until(is_settled, "nothing more is taken")
+        assert 8 << 20 <= mapping.statistics().resident_bytes <= 12 << 20
+        mapping.unlock(0, 8 << 20)
+        mapping.array[::4096].sum()
+        wait_until(lambda: mapping.statistics().resident_bytes <= 4 << 20, "all keeps the budget")
+
+
 def test_memory_of_a_device_has_no_budget() -> None:
     with (
         quire.map("/dev/zero", BUDGET, sharing="private") as mapping,

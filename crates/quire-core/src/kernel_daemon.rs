@@ -53,6 +53,8 @@ const TICK_BUSY: Duration = Duration::from_millis(2);
 const TICK_MOST: Duration = Duration::from_millis(256);
 /// The most while there is a budget: pages that are cached come by themselves, and ring no bell.
 const TICK_BOUNDED: Duration = Duration::from_millis(32);
+/// While there is nothing to see, looking takes this part of the time: of ten thousand mappings too.
+const IDLE_PART: u32 = 32;
 /// Ticks of the longest kind without anything to watch, after which the thread ends.
 const IDLE_TICKS: u32 = 8;
 /// Scattered touches in looks without a walk, for "random".
@@ -139,12 +141,15 @@ impl Look {
         self.offset + (address - self.range.start) as u64
     }
 
-    fn advise(&self, range: Range, advice: i32) {
+    /// # Errors
+    /// The errno: EINVAL where taking pages away is refused, as of locked ones.
+    fn advise(&self, range: Range, advice: i32) -> Result<(), i32> {
         let end = range.end().min(self.range.end());
-        if range.start < end {
-            // SAFETY: pages of a region that is in use; the advice takes nothing from a file.
-            let _ = unsafe { mmap::advise(Range { start: range.start, len: end - range.start }, advice) };
+        if range.start >= end {
+            return Ok(());
         }
+        // SAFETY: pages of a region that is in use; the advice takes nothing from a file.
+        unsafe { mmap::advise(Range { start: range.start, len: end - range.start }, advice) }
     }
 }
 
@@ -184,17 +189,21 @@ fn watch(pagemap: &Pagemap) {
         let looks: Vec<Look> = SPACE.kernel().values().filter(known).filter_map(Look::of).collect();
         watched.retain(|id, _| looks.iter().any(|look| look.id == *id));
         time += 1;
+        let began = thread::now_ns();
         let pace = looks.iter().map(|look| watched.entry(look.id).or_default().look(look, pagemap, time));
         let pace = pace.max().unwrap_or(Pace::Idle);
         let bounded = looks.iter().any(|look| look.wishes.is_bounded());
+        let took = Duration::from_nanos(thread::now_ns() - began);
         tick = match pace {
             Pace::Over => TICK_OVER,
             Pace::New => TICK_NEW,
             Pace::Pressing => TICK_LEAST,
             Pace::Busy => TICK_BUSY,
-            Pace::Idle => (tick * 2).min(if bounded { TICK_BOUNDED } else { TICK_MOST }),
+            Pace::Idle => {
+                (tick * 2).min(if bounded { TICK_BOUNDED } else { TICK_MOST }).max(took * IDLE_PART)
+            }
         };
-        idle = if looks.is_empty() && tick == TICK_MOST { idle + 1 } else { 0 };
+        idle = if looks.is_empty() && tick >= TICK_MOST { idle + 1 } else { 0 };
         drop(looks); // no mapping's end waits for a tick
         DOZES.store(tick > TICK_LEAST, Ordering::Release);
         futex::wait(&BELL, seen, tick);
@@ -300,11 +309,11 @@ impl Watch {
         if self.advice.replace(advice) == Some(advice) && hushed == (advice == libc::MADV_RANDOM) {
             return;
         }
-        look.advise(look.range, advice);
+        let _ = look.advise(look.range, advice);
         // The program's own, given at this very moment.
         let own = look.wishes.advised.load(Ordering::Relaxed);
         if own != NOT_ADVISED {
-            look.advise(look.range, own);
+            let _ = look.advise(look.range, own);
         }
     }
 

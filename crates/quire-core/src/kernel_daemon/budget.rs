@@ -45,6 +45,8 @@ const TRIES: u32 = 8;
 pub struct Blocks {
     /// Those with translations, and the look that saw them come.
     since: BTreeMap<u64, u64>,
+    /// The number of the last look.
+    now: u64,
     /// Those that were dropped and are there all the same, being read or written just then.
     lingering: BTreeMap<u64, Lingering>,
 }
@@ -76,6 +78,7 @@ impl Blocks {
     }
 
     fn note(&mut self, look: &Look, runs: &[Range], time: u64) {
+        self.now = time;
         let mut here = BTreeSet::new();
         for run in runs {
             here.extend(look.block(run.start)..=look.block(run.end() - 1));
@@ -94,32 +97,43 @@ impl Blocks {
             return runs;
         }
         let mut over = mapped - room / TRIM_TO.1 * TRIM_TO.0;
-        let mut victims: Vec<(u64, u64)> = bytes_of_blocks(look, &runs).into_iter().collect();
-        victims.sort_by_key(|(block, _)| self.since.get(block).copied());
+        let bytes_of = bytes_of_blocks(look, &runs);
+        let mut victims: Vec<u64> = bytes_of.keys().copied().collect();
+        victims.sort_by_key(|block| self.since.get(block).copied());
         let mut chosen = Vec::new();
-        for (block, bytes) in victims {
+        for block in victims {
             if over == 0 {
                 break;
             }
-            over = over.saturating_sub(bytes);
-            look.wishes.trimmed.fetch_add(bytes, Ordering::Relaxed);
+            over = over.saturating_sub(bytes_of[&block]);
             chosen.push(block);
         }
         chosen.sort_unstable();
         let mut taken = Vec::new();
         for blocks in chosen.chunk_by(|one, next| one + 1 == *next) {
-            taken.push(self.take(look, blocks));
+            self.take(look, blocks, &mut taken);
         }
-        fresh(&taken, &runs)
+        let left = fresh(&taken, &runs);
+        let trimmed = mapped - left.iter().map(|run| run.len as u64).sum::<u64>();
+        look.wishes.trimmed.fetch_add(trimmed, Ordering::Relaxed);
+        left
     }
 
     /// Takes some blocks, one after the other in the file, in as few calls as can be: dropping pages
-    /// waits for all CPUs.
-    fn take(&mut self, look: &Look, blocks: &[u64]) -> Range {
+    /// waits for all CPUs. Those with locked pages stay.
+    fn take(&mut self, look: &Look, blocks: &[u64], taken: &mut Vec<Range>) {
         let first = look.addresses(blocks[0]);
         let last = look.addresses(blocks[blocks.len() - 1]);
         let range = Range { start: first.start, len: last.end() - first.start };
-        look.advise(range, libc::MADV_DONTNEED);
+        let refused = look.advise(range, libc::MADV_DONTNEED).is_err();
+        if refused && blocks.len() > 1 {
+            return blocks.chunks(1).for_each(|block| self.take(look, block, taken));
+        }
+        if refused {
+            self.since.insert(blocks[0], self.now); // the others go first
+            return;
+        }
+        taken.push(range);
         for block in blocks {
             self.since.remove(block);
         }
@@ -129,7 +143,6 @@ impl Blocks {
                 self.linger(look, *block, TRIES);
             }
         }
-        range
     }
 
     /// Remembers what is left of a block in the page cache.
@@ -192,8 +205,8 @@ impl Leash {
         } else {
             // What lies behind is one map entry with the rest again.
             let walked = Range { start: before.start, len: at.saturating_sub(before.start) };
-            look.advise(walked, libc::MADV_RANDOM);
-            look.advise(Range { start: at, len: end - at }, libc::MADV_NORMAL);
+            let _ = look.advise(walked, libc::MADV_RANDOM);
+            let _ = look.advise(Range { start: at, len: end - at }, libc::MADV_NORMAL);
         }
         walk.ahead = Some(Range { start: at, len: end - at });
     }
@@ -202,7 +215,7 @@ impl Leash {
 /// Has what was read ahead of a walk that stopped leave the page cache, but for what is mapped.
 pub fn drop_ahead(look: &Look, ahead: Range) {
     let beyond = WINDOWS * look.backing.read_ahead_bytes();
-    look.advise(ahead, libc::MADV_RANDOM);
+    let _ = look.advise(ahead, libc::MADV_RANDOM);
     look.stored.drop_cached(look.offset_of(ahead.start), ahead.len as u64 + beyond);
 }
 
