@@ -98,9 +98,10 @@ class Ring:
         Raises:
             quire.RingFullError: there is no room for so many.
         """
+        memory = self._memory()
         self._require_room(length)
         start = self._produced % self._size
-        return self._memory()[start : start + length]
+        return memory[start : start + length]
 
     def commit(self, length: int) -> None:
         """Makes the next ``length`` bytes readable.
@@ -108,8 +109,8 @@ class Ring:
         Raises:
             quire.RingFullError: there is no room for so many.
         """
-        self._require_room(length)
         self._memory()
+        self._require_room(length)
         with self._moved:
             self._produced += length
             self._moved.notify_all()
@@ -134,9 +135,10 @@ class Ring:
         Raises:
             ValueError: so many are not readable.
         """
+        memory = self._memory()
         length = self._require_readable(length)
         start = self._consumed % self._size
-        return self._memory()[start : start + length].toreadonly()
+        return memory[start : start + length].toreadonly()
 
     def consume(self, length: int) -> None:
         """Gives the room of the next ``length`` bytes back to the producer.
@@ -144,8 +146,8 @@ class Ring:
         Raises:
             ValueError: so many are not readable.
         """
-        self._require_readable(length)
         self._memory()
+        self._require_readable(length)
         with self._moved:
             self._consumed += length
             self._moved.notify_all()

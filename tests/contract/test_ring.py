@@ -155,6 +155,25 @@ def test_closing_wakes_who_waits() -> None:
     assert "closed" in repr(ring)
 
 
+@pytest.mark.parametrize("length", [0, PAGE])
+def test_a_closed_ring_says_so_full_or_empty(length: int) -> None:
+    ring = quire.Ring(PAGE)
+    ring.write(bytes(length))
+    ring.close()
+    for call in (
+        lambda: ring.write(b"x"),
+        lambda: ring.reserve(1),
+        lambda: ring.commit(1),
+        lambda: ring.read(1),
+        lambda: ring.peek(PAGE),
+        lambda: ring.consume(1),
+    ):
+        assert ring.wait_writable()
+        assert ring.wait_readable()
+        with pytest.raises(quire.ClosedError, match="the ring is closed: make another"):
+            call()
+
+
 def test_no_descriptor_stays_open_for_long() -> None:
     rings = [quire.Ring(PAGE) for _ in range(50)]
     for number, ring in enumerate(rings):
