@@ -357,6 +357,25 @@ def test_code_runs_where_it_may() -> None:
         assert ctypes.CFUNCTYPE(ctypes.c_int)(mapping.address)() == 42
 
 
+def test_a_relative_path_stays_the_file_that_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no descriptor is kept it is opened again, from whatever folder the program is in."""
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        (folder / "same").write_bytes(bytes(4 * PAGE))
+    monkeypatch.chdir(tmp_path / "here")
+    with quire.map("same", sharing="shared", protection="rw") as mapping:
+        mapping.drop_descriptor()
+        monkeypatch.chdir(tmp_path / "there")
+        mapping.resize(8 * PAGE)
+        mapping.array[7 * PAGE] = 1
+        os.truncate(tmp_path / "here/same", PAGE)
+        with pytest.raises(quire.TruncatedError):
+            touch(mapping.array, 3 * PAGE)
+    assert (tmp_path / "there/same").stat().st_size == 4 * PAGE
+
+
 def test_files_keep_no_descriptor_when_few_are_left(path: Path, content: bytes) -> None:
     children.run(child_uses_up_descriptors, path).check()
 

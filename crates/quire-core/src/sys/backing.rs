@@ -17,6 +17,7 @@ use super::mmap::{self, Request};
 pub struct Backing {
     /// Kept open, so that it can be asked; absent while so many are open that the program needs the rest.
     file: Option<File>,
+    /// Absolute: the program may change its folder.
     path: Option<PathBuf>,
     device: u64,
     inode: u64,
@@ -177,7 +178,7 @@ impl Opened {
             regular: self.status.is_file(),
             in_memory: self.is_in_memory(),
             block: self.status.is_block_device().then_some(self.status.number),
-            path: self.path,
+            path: self.path.map(|path| std::path::absolute(&path).unwrap_or(path)),
             writable: self.writable,
             file: keep.then_some(self.file),
             paging: OnceLock::new(),
