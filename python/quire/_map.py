@@ -151,6 +151,10 @@ def mapped(
     reserve_bytes = 0 if reserve is None else parse_size(reserve, name="reserve")
     of, label = _source_of(source)
     if size_bytes is None and label.startswith("/dev/") and (whole := device_bytes(label)):
+        if offset > whole:
+            raise ValueError(
+                f"offset {offset} lies beyond the end of the source, which has {whole} bytes"
+            )
         size_bytes = whole - offset
     try:
         kernel_range = make(of, label, size_bytes, offset, bits, kind, address or 0, reserve_bytes)

@@ -459,6 +459,15 @@ def test_ten_thousand_cycles_of_a_watched_mapping_leave_nothing(tmp_path: Path) 
     assert after[3] <= before[3] + 1, "threads"
 
 
+def test_an_offset_beyond_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that tells its size in /sys, as a frame buffer does."""
+    monkeypatch.setattr("quire._map.device_bytes", lambda _path: 2 * PAGE)
+    with pytest.raises(ValueError, match=f"offset {3 * PAGE} lies beyond the end of the source"):
+        quire.map("/dev/zero", sharing="private", offset=3 * PAGE)
+    with quire.map("/dev/zero", sharing="private", offset=PAGE) as mapping:
+        assert mapping.size_bytes == PAGE
+
+
 def test_character_devices() -> None:
     with quire.map("/dev/zero", 3 * PAGE, sharing="private", protection="rw") as mapping:
         assert not mapping.array.any()
