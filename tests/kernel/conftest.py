@@ -47,6 +47,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def small_ext4(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB whose page cache has large folios."""
+    folder, image = tmp_path / "ext4", tmp_path / "image"
+    folder.mkdir()
+    image.touch()
+    os.truncate(image, 32 << 20)
+    run("mkfs.ext4", "-q", "-F", str(image))
+    run("mount", "-o", "loop", str(image), str(folder))
+    yield folder
+    run("umount", "--lazy", str(folder))
+
+
+@pytest.fixture
 def failing_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A file system, and the folder of what is behind it: when that is full, writing back fails."""
     folder, behind = tmp_path / "failing", tmp_path / "behind"

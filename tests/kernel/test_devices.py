@@ -81,6 +81,21 @@ def test_a_hole_on_a_full_disk_is_an_exception(small_disk: Path) -> None:
     assert path.read_bytes()[9 * PAGE] == 8
 
 
+def test_a_full_disk_is_named_where_the_page_itself_could_be_had(small_ext4: Path) -> None:
+    """A store has blocks for all of a large folio, and one page of it may still have room."""
+    path, size = small_ext4 / "sparse", 64 << 20
+    path.touch()
+    os.truncate(path, size)
+    with quire.map(path, sharing="shared", protection="rw") as mapping:
+        for _ in range(3):
+            with pytest.raises(quire.PageIOError, match="no room for this page") as caught:
+                mapping.write(b"x" * size)
+            assert caught.value.errno == errno.ENOSPC
+            os.truncate(path, 0)
+            os.truncate(path, size)
+            assert mapping.failed is None
+
+
 def test_noexec_is_named(small_disk: Path) -> None:
     path = small_disk / "code"
     path.write_bytes(bytes(PAGE))

@@ -364,6 +364,16 @@ impl Backing {
         });
         found.unwrap_or_else(|error| Cause::Refused(error.raw_os_error().unwrap_or(libc::EIO)))
     }
+
+    /// The errno of touches that fail time and again though nothing is wrong with their page. A store has
+    /// blocks for all of a large folio: where no room is left for the largest, that is why.
+    pub fn unsaid(&self, for_writing: bool) -> i32 {
+        const FOLIO_MOST: u64 = 8 << 20;
+        let room = self.with_file(|file| Ok(file_system_of(file)));
+        let room = room.ok().flatten().map(|found| found.f_bavail * found.f_bsize.unsigned_abs());
+        let full = for_writing && room.is_some_and(|room| room < FOLIO_MOST);
+        if full { libc::ENOSPC } else { libc::EIO }
+    }
 }
 
 /// Takes a write fault at each page that is in memory (MADV_POPULATE_WRITE, Linux 5.14).

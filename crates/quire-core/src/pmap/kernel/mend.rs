@@ -58,6 +58,8 @@ pub struct Question {
     origin: u64,
     bytes: usize,
     writes: bool,
+    /// It is not enough that nothing is wrong.
+    insists: bool,
 }
 
 /// What the file said.
@@ -76,7 +78,7 @@ impl Question {
 
     /// Asks the file.
     pub fn ask(self) -> Answer {
-        let cause = self.cause(self.page);
+        let mut cause = self.cause(self.page);
         let run = match cause {
             Cause::Gone => Range { start: self.page, len: self.bytes },
             Cause::Truncated(len) if self.backing.is_regular() => {
@@ -89,6 +91,9 @@ impl Question {
                 spread(self.page, self.bytes, self.around, self.most, |page| self.cause(page) != Cause::Gone)
             }
         };
+        if cause == Cause::Gone && self.insists {
+            cause = Cause::Refused(self.backing.unsaid(self.writes));
+        }
         Answer { region: self.region, page: self.page, origin: self.origin, cause, run }
     }
 }
@@ -153,7 +158,7 @@ impl Region {
             page: ((page - self.range.start) / self.page) as u64,
             mapping: self.id,
         };
-        self.failure = Some(Met { error: error.clone(), fault });
+        self.failure = Some(Met { error: error.clone(), fault: Fault { insists: false, ..fault } });
         Ok(Mended::Told(error))
     }
 
@@ -209,12 +214,24 @@ impl Region {
             let error = StoreError::new(FaultCode::Protection, offset, message);
             return reason(error, &|page| all || unreadable(page));
         }
-        let Some(backing) = &self.backing else {
-            // Huge pages, or memory that has gone bad.
-            let error = self.error_of(Cause::Refused(libc::ENOMEM), offset);
-            let run = || spread(page, self.page, around, most, unreadable);
-            return Ok(error.map(|error| Reason { error, run: run() }));
-        };
+        if self.backing.is_some() {
+            return self.judge_source(fault, around, most, answer);
+        }
+        // Huge pages, or memory that has gone bad.
+        self.error_of(Cause::Refused(libc::ENOMEM), offset)
+            .map_or(Ok(None), |error| reason(error, &unreadable))
+    }
+
+    /// Why the source does not give a page, by its `answer`.
+    fn judge_source(
+        &self,
+        fault: Fault,
+        around: Range,
+        most: usize,
+        answer: Option<&Answer>,
+    ) -> Result<Option<Reason>, Question> {
+        let Some(backing) = &self.backing else { return Ok(None) };
+        let (page, offset) = (self.page_of(fault.address), self.offset_of(fault.address));
         let origin = self.offset.wrapping_sub(self.range.start as u64);
         let fits = |said: &&Answer| (said.region, said.page, said.origin) == (self.id, page, origin);
         match answer.filter(fits) {
@@ -230,7 +247,8 @@ impl Region {
                 backing: Arc::clone(backing),
                 origin,
                 bytes: self.page,
-                writes: touch != Touch::Read && !self.is_private(),
+                writes: fault.touch != Touch::Read && !self.is_private(),
+                insists: fault.insists,
             }),
         }
     }
