@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
+import platform
 import re
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from quire.map_flags import ADVICE
 from quire.testing import children
 from quire.testing.census import is_mapped
 from quire.testing.touches import touch
+from quire.testing.waiting import wait_until
 
 PAGE = mmap.PAGESIZE
 
@@ -184,6 +189,78 @@ def test_advice_to_a_part_of_a_failed_mapping(path: Path) -> None:
         memory.advise("willneed", part)
         memory.advise("guard_remove", part)
         assert memory.read(PAGE, 1) == b"\0"
+
+
+USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
+UFFD_USER_MODE_ONLY, UFFDIO_API, UFFDIO_REGISTER = 1, 0xC018AA3F, 0xC020AA00
+
+
+@contextmanager
+def page_that_waits(address: int) -> Iterator[int]:
+    """A page whose touch waits until the end (userfaultfd(2)); a descriptor that shows a touch."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    waits = libc.syscall(USERFAULTFD, os.O_CLOEXEC | UFFD_USER_MODE_ONLY)
+    assert waits >= 0, os.strerror(ctypes.get_errno())
+    try:
+        fcntl.ioctl(waits, UFFDIO_API, struct.pack("QQQ", 0xAA, 0, 0))
+        fcntl.ioctl(waits, UFFDIO_REGISTER, struct.pack("QQQQ", address, PAGE, 1, 0))
+        yield waits
+    finally:
+        os.close(waits)
+
+
+CHANGES: dict[str, Callable[[quire.KernelMapping], object]] = {
+    "unmap": lambda mapping: mapping.unmap(8 * PAGE, PAGE),
+    "split": lambda mapping: mapping.split(8 * PAGE).close(),
+    "seal": lambda mapping: mapping.seal(),
+    "drop_descriptor": lambda mapping: mapping.drop_descriptor(),
+    "resize": lambda mapping: mapping.resize(12 * PAGE),
+    "protect": lambda mapping: mapping.protect("r"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_waits_for_a_call_lets_other_threads_go_on(change: str) -> None:
+    """A change waits for a copy out of the mapping, which waits for the thread that makes both."""
+    children.run(child_changes_beside_a_copy, change).check()
+
+
+def child_changes_beside_a_copy(change: str) -> None:
+    memory = os.memfd_create("waits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(memory, 16 * PAGE)
+    if change == "seal":
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    mapping = quire.map(memory, sharing="shared", protection="rw")
+    begun = threading.Event()
+    done: list[str] = []
+
+    def read() -> None:
+        assert mapping.read(3 * PAGE, 1) == b"\0"
+        done.append("read")
+
+    def change_it() -> None:
+        begun.set()
+        CHANGES[change](mapping)
+        done.append(change)
+
+    threads = [threading.Thread(target=read), threading.Thread(target=change_it)]
+    with page_that_waits(mapping.address + 3 * PAGE) as waits:
+        threads[0].start()
+        assert os.read(waits, 32)  # the copy has met the page
+        threads[1].start()
+        begun.wait()
+        wait_until(lambda: sleeps(threads[1]), "the change waits")
+        assert done == []
+    for thread in threads:
+        thread.join()
+    assert set(done) == {"read", change}
+    os.close(memory)
+
+
+def sleeps(thread: threading.Thread) -> bool:
+    """Whether a thread stands in a futex of the system's, and has the interpreter lock or not."""
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_view_waits_while_another_thread_resizes() -> None:

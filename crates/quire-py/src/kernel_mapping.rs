@@ -295,7 +295,7 @@ impl KernelMappingBase {
 
     /// Closes that descriptor.
     fn close_descriptor(&self, py: Python<'_>) -> PyResult<()> {
-        self.kernel.mapping.drop_descriptor().map_err(|error| self.failed(py, &error))
+        py.detach(|| self.kernel.mapping.drop_descriptor()).map_err(|error| self.failed(py, &error))
     }
 
     /// PROT_ bits of all of it.
@@ -381,12 +381,12 @@ impl KernelMappingBase {
 
     /// Names anonymous memory; None takes the name away.
     fn set_name(&self, py: Python<'_>, name: Option<CString>) -> PyResult<()> {
-        self.kernel.mapping.name(name.as_deref()).map_err(|error| self.failed(py, &error))
+        py.detach(|| self.kernel.mapping.name(name.as_deref())).map_err(|error| self.failed(py, &error))
     }
 
     /// mseal(2).
     fn mseal(&self, py: Python<'_>) -> PyResult<()> {
-        self.kernel.mapping.seal().map_err(|error| self.failed(py, &error))
+        py.detach(|| self.kernel.mapping.seal()).map_err(|error| self.failed(py, &error))
     }
 
     /// Changes how many bytes are mapped; BufferError where that would take addresses from a view.
@@ -405,23 +405,25 @@ impl KernelMappingBase {
     /// Unmaps a part; its addresses stay held.
     fn unmap_bytes(&self, py: Python<'_>, offset: u64, length: Option<u64>) -> PyResult<()> {
         let length = self.kernel.end_of(offset, length)?;
-        self.kernel.mapping.unmap_part(offset, length).map_err(|error| self.failed(py, &error))
+        py.detach(|| self.kernel.mapping.unmap_part(offset, length)).map_err(|error| self.failed(py, &error))
     }
 
     /// Keeps what lies before a byte, and returns the rest.
     fn split_at(slf: PyRef<'_, Self>, py: Python<'_>, at: u64) -> PyResult<KernelRange> {
-        if slf.as_super().has_views() {
-            return Err(PyBufferError::new_err(
-                "cannot split: views of the mapping are alive; delete them first",
-            ));
+        let mapping = &slf.kernel.mapping;
+        match slf.as_super().change(py, |views| if views { None } else { Some(mapping.split(at)) }) {
+            Some(Some(rest)) => rest.map(KernelRange::new).map_err(|error| slf.failed(py, &error)),
+            Some(None) => {
+                Err(PyBufferError::new_err("cannot split: views of the mapping are alive; delete them first"))
+            }
+            None => Err(PyBufferError::new_err(CHANGING)),
         }
-        slf.kernel.mapping.split(at).map(KernelRange::new).map_err(|error| slf.failed(py, &error))
     }
 }
 
 const VIEWED: &str = "cannot resize: views of the mapping are alive and it cannot stay where it is; delete them \
     first, or map with reserve=, which keeps room to grow in place";
-const CHANGING: &str = "another thread is resizing the mapping: ask again when it has";
+const CHANGING: &str = "another thread is resizing or splitting the mapping: ask again when it has";
 const NO_ROOM: &str = "cannot resize: the addresses held with reserve= are used up; map again with more";
 
 impl KernelMappingBase {
