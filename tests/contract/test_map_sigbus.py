@@ -256,6 +256,43 @@ def test_the_handlers_are_on_top_when_a_mapping_is_first_touched(path: Path, way
     assert (ended.status, ended.output) == (0, "told\n")
 
 
+def child_blocks_sigbus(path: str) -> None:
+    mapping = quire.map(path, sharing="shared")
+    array = mapping.array
+    os.truncate(path, PAGE)
+
+    def run(blocks: int) -> None:
+        signal.pthread_sigmask(blocks, [signal.SIGBUS])
+        print(catch(array), flush=True)
+
+    for blocks in (signal.SIG_UNBLOCK, signal.SIG_BLOCK):
+        thread = threading.Thread(target=run, args=(blocks,))
+        thread.start()
+        thread.join()
+
+
+def test_a_thread_that_blocks_sigbus_cannot_be_saved(path: Path) -> None:
+    ended = children.run(child_blocks_sigbus, path)
+    assert ended.output == "<class 'quire.errors.TruncatedError'>\n"
+    assert ended.status == -signal.SIGBUS
+
+
+def child_replaces_the_handler(path: str) -> None:
+    mapping = quire.map(path, sharing="shared")
+    array = mapping.array
+    for handler in (signal.SIG_DFL, lambda number, frame: os._exit(3)):
+        signal.signal(signal.SIGBUS, handler)
+        with quire.map(path, sharing="shared") as other:
+            assert other.array[0] == array[0]
+            os.truncate(path, PAGE)
+            assert catch(array) is quire.TruncatedError
+        os.truncate(path, 4 * PAGE)
+
+
+def test_the_next_mapping_takes_the_faults_back(path: Path) -> None:
+    children.run(child_replaces_the_handler, path).check()
+
+
 def child_segfaults(path: str) -> None:
     with quire.map(path, sharing="shared") as mapping:
         assert mapping.array[0] == 7
