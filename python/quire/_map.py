@@ -143,8 +143,10 @@ def mapped(
     kind = check_flags(sharing, flags and int(flags), anonymous, address)
     if offset < 0 or (anonymous and offset):
         raise ValueError(f"offset {offset}: it counts from the start of a source, which must be")
-    if offset >= OFFSET_END or not 0 <= (address or 0) < ADDRESS_END:
-        raise ValueError("an offset is below 2**63, and an address from 0 to 2**64 - 1")
+    if offset >= OFFSET_END:
+        raise ValueError(f"offset {offset}: an offset is below 2**63")
+    if not 0 <= (address or 0) < ADDRESS_END:
+        raise ValueError(f"address {address}: an address is from 0 to 2**64 - 1")
     if cache != "keep":
         require_cache(cache)
     size_bytes = None if size is None else parse_size(size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quire import _core
-from quire._map import mapped
+from quire._map import OFFSET_END, mapped
 from quire.errors import Error
 from quire.layout import ArrayLayout, raw_layout
 from quire.limits import Asked, explained
@@ -148,6 +148,8 @@ class Arena(Mapping, _core.ArenaBase):
         at = operator.index(at)
         if at < 0:
             raise ValueError(f"byte {at}: it counts from the start of the arena")
+        if at >= OFFSET_END:  # more than the core could say it of
+            raise ValueError(f"bytes from {at} on do not lie in an arena of {self.size_bytes}")
         if flags & PLACING:
             raise ValueError("the arena says where: leave out FIXED, BIT32 and GROWSDOWN")
         how = (sharing, protection, offset, dtype, shape, order, at, flags, reserve, budget, cache)

@@ -432,8 +432,9 @@ class Mapping(_core.MappingBase):
         """
         if self._recipe is None:
             raise TypeError(
-                "this mapping was made from an open store, which cannot be named elsewhere: open "
-                "a path, a URL or a quire.Store to have one that can be pickled"
+                "nothing leads elsewhere to what this mapping shows (an open store or descriptor, "
+                "memory of no file, an arena or what is placed in one): to have one that can be "
+                "pickled open or map a path, a URL or a quire.Store, or make memory by quire.shared"
             )
         return self._recipe
 
