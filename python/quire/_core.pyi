@@ -24,6 +24,7 @@ __all__ = [
     "leave_segment",
     "live_mappings",
     "make_record",
+    "make_memory_file",
     "make_segment",
     "map_kernel",
     "map_segment",
@@ -245,6 +246,7 @@ def map_kernel(
     address: int = 0,
     reserve: int = 0,
 ) -> KernelRange: ...
+def make_memory_file(name: bytes, size: int, permissions: int) -> int: ...
 def make_segment(
     name: bytes, label: str, size: int, permissions: int, prot: int
 ) -> KernelRange: ...

@@ -161,7 +161,7 @@ def mapped(
     try:
         kernel_range = make(of, label, size_bytes, offset, bits, kind, address or 0, reserve_bytes)
     except Error as error:
-        asked = Asked(max(size_bytes or 0, reserve_bytes), kind, bits, label)
+        asked = Asked(size_bytes or 0, kind, bits, label, reserve_bytes)
         raise explained(error, asked) from None
     except ValueError:
         _require_length(of, label)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quire import shared_names
-from quire.errors import Error, SourceError
+from quire.errors import SourceError
 from quire.kernel_mapping import RawArray
 from quire.layout import shape_of
 from quire.map_flags import protection_bits
+from quire.memory_file import refusal
 from quire.shared_mapping import SharedMapping, attached, label_of, make_segment, received
 from quire.shared_names import LOCK
 from quire.sizes import SizeLike, parse_size
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from quire.layout import Order, ShapeLike
 
 __all__ = ["receive", "shared", "unlink"]
-
-REMEDIES = {errno.EMFILE: "See `ulimit -n`", errno.EFBIG: "Ask for less, or see `ulimit -f`"}
 
 
 def shared(
@@ -234,17 +233,11 @@ def _new(
     if size is None:
         raise ValueError("a new segment needs a size, or a shape without -1")
     shown = os.fsencode(f"quire:{name or ''}")
+    label = label_of(name)
     try:
-        return make_segment(
-            shown, label_of(name), size, permissions, protection_bits(protection), raw
-        )
+        return make_segment(shown, label, size, permissions, protection_bits(protection), raw)
     except OSError as error:
-        raise Error(
-            f"a memory file of {size} bytes cannot be made: {error.strerror}. "
-            + REMEDIES.get(error.errno or 0, "Ask for less"),
-            source=label_of(name),
-            errno=error.errno,
-        ) from None
+        raise refusal(error, size, label) from None
 
 
 def _busy(label: str) -> SourceError:

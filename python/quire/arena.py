@@ -99,7 +99,8 @@ class Arena(Mapping, _core.ArenaBase):
             self = _core.ArenaBase.__new__(cls, size_bytes, label, writable)
         except Error as error:
             flags = int(MapFlag.PRIVATE | MapFlag.NORESERVE)
-            raise explained(error, Asked(size_bytes, flags, 0, label)) from None
+            asked = Asked(flags=flags, source=label, reserve=size_bytes)
+            raise explained(error, asked) from None
         self._held = {}
         return self
 

@@ -22,7 +22,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 V2 = ("memory.max", "memory.current")
 NO_LIMIT = 1 << 60
-ADDRESS_BITS = 47
 KIB = 1024
 UIDS = (1 << 32) - 1
 CAP_IPC_LOCK = 14
@@ -34,10 +33,16 @@ class Asked:
     """What was asked of the system when it refused."""
 
     def __init__(
-        self, size: int = 0, flags: int = 0, prot: int = 0, source: str | None = None
+        self,
+        size: int = 0,
+        flags: int = 0,
+        prot: int = 0,
+        source: str | None = None,
+        reserve: int = 0,
     ) -> None:
-        """``size`` in bytes; MAP_ and PROT_ bits; the path, if any."""
+        """``size`` in bytes; MAP_ and PROT_ bits; the path, if any; bytes of addresses to hold."""
         self.size = size
+        self.addresses = max(size, reserve)
         self.flags = flags
         self.prot = prot
         self.source = source
@@ -59,15 +64,27 @@ def explained(error: Error, asked: Asked) -> Error:
     """The error with what is behind its errno, as far as the system lets one see."""
     call = error.message.partition(":")[0]
     kind: type[Error] = SourceError if call == "open" else Error
-    reasons = list(_reasons(call, error.errno or 0, asked))
+    reasons = _seen(_reasons(call, error.errno or 0, asked))
     message = ". ".join([error.message, *reasons])
     made = kind(message, source=error.source, offset=error.offset, errno=error.errno)
     return made.with_traceback(error.__traceback__)
 
 
+def _seen(*looks: Iterator[str]) -> list[str]:
+    """What the looks find. Of one that the system refuses, as no descriptor is left, just that."""
+    found: list[str] = []
+    refused = None
+    for look in looks:
+        try:
+            found += look
+        except OSError as error:
+            refused = error.strerror
+    return [*found, f"Some limits cannot be looked at ({refused})"] if refused else found
+
+
 def _reasons(call: str, number: int, asked: Asked) -> Iterator[str]:
     if number == errno.ENOMEM and call == "mlock":
-        limits = [*_locked_memory(asked), *_map_count()]
+        limits = _seen(_locked_memory(asked), _map_count())
         yield from limits
         yield (
             f"{'Or a' if limits else 'A'} page of it cannot be had: it is beyond the end of its "
@@ -87,6 +104,7 @@ def _reasons(call: str, number: int, asked: Asked) -> Iterator[str]:
         yield WORDS[call, number]
 
 
+NO_DESCRIPTOR = "RLIMIT_NOFILE is used up: raise it with `ulimit -n`"
 WORDS = {
     ("mmap", errno.EACCES): "The file is not open for what the protection asks: a shared mapping "
     "that may be written needs a file open for reading and writing, any other one for reading",
@@ -118,7 +136,8 @@ WORDS = {
     ("mbind", errno.EINVAL): "No such node here, or no such policy; see /sys/devices/system/node",
     ("mseal", errno.ENOSYS): "mseal needs Linux 6.10",
     ("open", errno.ENOENT): "Look at the path",
-    ("open", errno.EMFILE): "RLIMIT_NOFILE is used up: raise it with `ulimit -n`",
+    ("open", errno.EMFILE): NO_DESCRIPTOR,
+    ("memfd_create", errno.EMFILE): NO_DESCRIPTOR,
 }
 
 
@@ -153,29 +172,48 @@ def _number(path: str) -> int:
 
 
 def _no_memory(asked: Asked) -> Iterator[str]:
-    found = [*_rlimits(asked), *_map_count(), *_huge_pool(asked), *_overcommit(asked)]
-    if asked.size >= 1 << ADDRESS_BITS:
-        found.append(f"An address space has 2**{ADDRESS_BITS} bytes: map less")
-    yield from found or [
+    process = _addresses(asked), _private_memory(asked), _map_count()
+    machine = _huge_pool(asked), _overcommit(asked), _all_addresses(asked)
+    yield from _seen(*process, *machine) or [
         *_control_group(),
         "No limit that quire can see was hit: there is no hole of this size between the mappings, "
         "or the kernel has no memory for its tables",
     ]
 
 
-def _rlimits(asked: Asked) -> Iterator[str]:
-    space = _limit(resource.RLIMIT_AS)
-    if space is not None and _status("VmSize") + asked.size > space:
+def _addresses(asked: Asked) -> Iterator[str]:
+    space, (used, known) = _limit(resource.RLIMIT_AS), _used("VmSize")
+    if space is not None and used + asked.addresses > space:
         yield (
-            f"RLIMIT_AS is {format_size(space)}, and {format_size(_status('VmSize'))} of addresses "
+            f"RLIMIT_AS is {format_size(space)}, and {known} of addresses "
             "are mapped: raise it with `ulimit -v`, or resource.setrlimit"
         )
-    data = _limit(resource.RLIMIT_DATA)
-    if data is not None and asked.private_writable and _status("VmData") + asked.size > data:
+
+
+def _private_memory(asked: Asked) -> Iterator[str]:
+    data, (used, known) = _limit(resource.RLIMIT_DATA), _used("VmData")
+    if data is not None and asked.private_writable and used + asked.size > data:
         yield (
-            f"RLIMIT_DATA is {format_size(data)}, and {format_size(_status('VmData'))} are private "
+            f"RLIMIT_DATA is {format_size(data)}, and {known} are private "
             "and writable: raise it with `ulimit -d`, or resource.setrlimit"
         )
+
+
+def _used(name: str) -> tuple[int, str]:
+    """What the process has of something, and in words; where it cannot be read, it may be none."""
+    try:
+        used = _status(name)
+    except OSError:
+        return 0, "an unknown number"
+    return used, format_size(used)
+
+
+def _all_addresses(asked: Asked) -> Iterator[str]:
+    """The end of a program's addresses: right below it its first stack begins (proc(5), stat)."""
+    fields = (PROC / "self/stat").read_text().rpartition(")")[2].split()
+    bits = int(fields[25]).bit_length()
+    if asked.addresses >= 1 << bits:
+        yield f"An address space has 2**{bits} bytes: map or reserve less"
 
 
 def _map_count() -> Iterator[str]:
@@ -277,6 +315,8 @@ def _file_size(asked: Asked) -> Iterator[str]:
             f"RLIMIT_FSIZE, the longest that this process may make a file, is {format_size(limit)}:"
             " raise it with `ulimit -f`, or resource.setrlimit"
         )
+    elif asked.flags & MapFlag.ANONYMOUS:
+        yield "No memory file is that long: ask for less"
     else:
         yield f"The file system of {asked.source} holds no file that long: use another one"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from quire import _core
 from quire.arena import Arena
 from quire.errors import ClosedError, RingFullError
+from quire.memory_file import new_memory_file
 from quire.sizes import SizeLike, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -263,11 +263,8 @@ class Ring:
 
 
 def _map_twice(arena: Arena, size_bytes: int) -> None:
-    descriptor = os.memfd_create("quire-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = new_memory_file("quire-ring", size_bytes, LABEL)
     try:
-        os.ftruncate(descriptor, size_bytes)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         for at in (0, size_bytes):
             arena.map(at, descriptor, size_bytes, sharing="shared", protection="rw")
     finally:

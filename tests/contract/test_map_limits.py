@@ -16,6 +16,7 @@ import quire
 from quire.testing import children
 
 PAGE = mmap.PAGESIZE
+FILES = resource.RLIMIT_NOFILE
 
 
 def test_what_cannot_be_locked_is_no_limit(tmp_path: Path) -> None:
@@ -52,6 +53,9 @@ def child_hits_limits() -> None:
         refused(private("60 TiB"), errno.ENOMEM, "vm.overcommit_memory is 0", "NORESERVE")
     flags = quire.MapFlag.NORESERVE
     refused(lambda: quire.map(size=1 << 50, sharing="private", flags=flags), errno.ENOMEM, "2**47")
+    with pytest.raises(quire.Error, match="2\\*\\*47 bytes: map or reserve less") as caught:
+        quire.map(size=PAGE, sharing="private", reserve=1 << 48)
+    assert "overcommit" not in str(caught.value)
     limits = ((resource.RLIMIT_DATA, "RLIMIT_DATA"), (resource.RLIMIT_AS, "RLIMIT_AS"))
     for which, name in limits:
         before = resource.getrlimit(which)
@@ -65,6 +69,8 @@ def child_hits_limits() -> None:
         with quire.map(path, sharing="shared", protection="rw") as file:
             refused(lambda: file.resize("2 MiB"), errno.EFBIG, "RLIMIT_FSIZE", "1.0 MiB", "ulimit")
             assert path.stat().st_size == PAGE
+        for make in (lambda: quire.Ring("2 MiB"), lambda: quire.shared(size="2 MiB")):
+            refused(make, errno.EFBIG, "RLIMIT_FSIZE", "1.0 MiB", "ulimit")
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     if os.geteuid() != 0:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, PAGE))
@@ -86,6 +92,42 @@ def child_hits_limits() -> None:
             errno.EPERM,
             "RLIMIT_MEMLOCK is 0",
         )
+
+
+def test_limits_are_named_without_a_descriptor() -> None:
+    children.run(child_has_no_descriptor).check()
+
+
+def child_has_no_descriptor() -> None:
+    """What only /proc knows is left out, and the error is raised all the same."""
+    quire.Ring(PAGE).close()
+    quire.shared(size=PAGE).close()
+    space, files = (resource.getrlimit(which) for which in (resource.RLIMIT_AS, FILES))
+    resource.setrlimit(FILES, (64, files[1]))
+    taken = []
+
+    def take_all() -> None:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+
+    with pytest.raises(OSError, match="Too many open files"):
+        take_all()
+    told = []
+    for make in (lambda: quire.Ring(PAGE), lambda: quire.shared(size=PAGE)):
+        with pytest.raises(quire.Error, match="RLIMIT_NOFILE is used up") as caught:
+            make()
+        assert caught.value.errno == errno.EMFILE
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, space[1]))
+    for flags in (0, quire.MapFlag.HUGETLB):
+        with pytest.raises(quire.Error) as caught:
+            quire.map(size="8 GiB", sharing="private", flags=flags)
+        told.append(str(caught.value))
+    resource.setrlimit(resource.RLIMIT_AS, space)
+    for descriptor in taken:
+        os.close(descriptor)
+    for text in told:
+        assert "RLIMIT_AS is 4.0 GiB, and an unknown number of addresses are mapped" in text
+        assert "Some limits cannot be looked at (Too many open files)" in text
 
 
 def test_the_limit_of_map_entries_is_named() -> None:

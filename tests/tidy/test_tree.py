@@ -26,7 +26,7 @@ LAYERS = (
     ("arena",),
     ("_api", "_map", "_shared", "packing"),
     ("creation", "shared_mapping", "opened_file"),
-    ("kernel_mapping", "shared_names", "mapped_file"),
+    ("kernel_mapping", "shared_names", "mapped_file", "memory_file"),
     ("mapping", "stats"),
     ("pager", "store"),
     ("npy", "layout", "limits"),

@@ -25,6 +25,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [f"{name}: {gib << 20} kB\n" for name, gib in memory.items()]
     write(tmp_path / "meminfo", "".join(rows))
     write(tmp_path / "self/maps", "00400000-00452000 r-xp 00000000 08:02 173521 /bin/x\n" * 9)
+    write(tmp_path / "self/stat", f"1 (a) b) S {'0 ' * 24}{(1 << 36) - 1} 0\n")
     write(tmp_path / "self/status", "VmSize: 1000 kB\nVmData: 100 kB\nVmLck: 8 kB\n")
     write(tmp_path / "self/cgroup", "4:cpu:/\n0::/\n")
     monkeypatch.setattr(limits, "PROC", tmp_path)
@@ -90,6 +91,26 @@ def test_control_groups(system: Path, row: str, folder: str, limit: str, usage: 
     assert f"The control group {system / folder} has a {limit} of 64.0 MiB, and 60.0 MiB" in text
 
 
+def test_addresses_that_are_held_are_no_memory(system: Path) -> None:
+    text = said(errno.ENOMEM, Asked(4096, PRIVATE, 3, reserve=1 << 36))
+    assert text == "mmap: refused. An address space has 2**36 bytes: map or reserve less"
+    assert "2**36" not in said(errno.ENOMEM, Asked(4096, PRIVATE, 3, reserve=(1 << 36) - 4096))
+
+
+def test_what_cannot_be_read_is_left_out(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no descriptor is left to read it by."""
+    monkeypatch.setattr(limits, "_limit", lambda _: GIB)
+    for name in ("self/status", "self/maps", "meminfo"):
+        (system / name).unlink()
+    asked = Asked(2 * GIB, PRIVATE, 3)
+    text = said(errno.ENOMEM, asked)
+    assert "RLIMIT_AS is 1.0 GiB, and an unknown number of addresses are mapped" in text
+    assert "RLIMIT_DATA is 1.0 GiB, and an unknown number are private" in text
+    assert text.endswith("Some limits cannot be looked at (No such file or directory)")
+    for call, number in (("mlock", errno.ENOMEM), ("mmap", errno.EAGAIN)):
+        assert "Some limits cannot be looked at" in said(number, asked, call)
+
+
 def test_nothing_to_be_seen(system: Path) -> None:
     write(system / "cgroup/memory.max", "max\n")
     write(system / "cgroup/memory.current", "4096\n")
@@ -130,6 +151,8 @@ def test_the_longest_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "The file system of here holds no file that long" in said(
         errno.EFBIG, asked, "ftruncate"
     )
+    memory = Asked(GIB, int(MapFlag.SHARED | MapFlag.ANONYMOUS))
+    assert "No memory file is that long: ask for less" in said(errno.EFBIG, memory, "ftruncate")
 
 
 def test_parts_that_differ_are_told_of_locks() -> None:

@@ -34,6 +34,13 @@ fn refused(error: &io::Error) -> PyErr {
     PyOSError::new_err((error.raw_os_error(), words_of(error)))
 }
 
+/// A new memory file, sealed: its descriptor. Its `name` is what /proc shows.
+#[pyfunction]
+pub fn make_memory_file(name: &[u8], size: u64, permissions: u32) -> PyResult<i32> {
+    let made = memory_file::make_sealed(&CString::new(name)?, size, permissions);
+    made.map(|memory| memory.file.into_raw_fd()).map_err(|error| refused(&error))
+}
+
 /// A new memory file, sealed and mapped; its `name` is what /proc shows.
 #[pyfunction]
 pub fn make_segment(

@@ -38,6 +38,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(store::compress_frame, m)?,
         wrap_pyfunction!(store::encode_seek_table, m)?,
         wrap_pyfunction!(kernel_mapping::map_kernel, m)?,
+        wrap_pyfunction!(lease::make_memory_file, m)?,
         wrap_pyfunction!(lease::make_segment, m)?,
         wrap_pyfunction!(lease::map_segment, m)?,
         wrap_pyfunction!(lease::attach_segment, m)?,

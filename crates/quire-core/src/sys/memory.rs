@@ -61,14 +61,15 @@ pub fn reserve(len: usize, prot: i32) -> Result<Range, MapError> {
     let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, ANONYMOUS, -1, 0) };
     if at == libc::MAP_FAILED {
         return Err(match MapError::last("mmap") {
-            MapError::Sys { call, errno: libc::ENOMEM, message } => MapError::Sys {
-                call,
-                errno: libc::ENOMEM,
-                message: format!(
-                    "{message}: {len} bytes of addresses are refused; map less, raise RLIMIT_AS (ulimit -v), \
-                     or, where vm.overcommit_memory is 2, set it to 0 (a process has 128 TiB at most)"
-                ),
-            },
+            MapError::Sys { call, errno: libc::ENOMEM, message } => {
+                let counts = prot & libc::PROT_WRITE != 0; // else nothing is promised yet
+                let promised = if counts { ", or, where vm.overcommit_memory is 2, set it to 0" } else { "" };
+                let message = format!(
+                    "{message}: {len} bytes of addresses are refused; map less, or raise RLIMIT_AS \
+                     (ulimit -v){promised}"
+                );
+                MapError::Sys { call, errno: libc::ENOMEM, message }
+            }
             error => error,
         });
     }
