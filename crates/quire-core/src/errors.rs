@@ -158,9 +158,13 @@ pub enum MapError {
 }
 
 impl MapError {
-    /// The error of the system call `call`, from the thread's errno.
+    /// The error of the system call `call`, with this errno.
+    pub fn sys(call: &'static str, errno: i32) -> Self {
+        MapError::Sys { call, errno, message: words_of(&std::io::Error::from_raw_os_error(errno)) }
+    }
+
+    /// The same, from the thread's errno.
     pub fn last(call: &'static str) -> Self {
-        let error = std::io::Error::last_os_error();
-        MapError::Sys { call, errno: error.raw_os_error().unwrap_or(0), message: words_of(&error) }
+        Self::sys(call, std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
     }
 }

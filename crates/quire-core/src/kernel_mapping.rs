@@ -84,10 +84,6 @@ impl Drop for InUse {
     }
 }
 
-fn sys(call: &'static str, errno: i32) -> MapError {
-    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
-}
-
 fn closed() -> MapError {
     MapError::Invalid("the mapping is closed".into())
 }
@@ -421,7 +417,7 @@ impl KernelMapping {
     /// `Sys`.
     pub fn resident(&self) -> Result<Vec<u8>, MapError> {
         let used = self.in_use()?;
-        mmap::resident(used.range).map_err(|errno| sys("mincore", errno))
+        mmap::resident(used.range).map_err(|errno| MapError::sys("mincore", errno))
     }
 
     /// Bytes of pages that this process has translations for.

@@ -58,7 +58,7 @@ impl State {
             return Ok(Arc::clone(running));
         }
         self.close_unused();
-        let started = pmap::start(kind, tracking).map_err(|errno| sys_error(kind.calls()[0], errno))?;
+        let started = pmap::start(kind, tracking).map_err(|errno| MapError::sys(kind.calls()[0], errno))?;
         self.pmaps.push(Arc::clone(&started));
         Ok(started)
     }
@@ -137,12 +137,12 @@ pub fn release() {
 pub fn prepare(range: Range, huge: bool, writable: bool, pmap: &dyn Pmap) -> Result<(), MapError> {
     // SAFETY: a range of ours that is empty.
     unsafe {
-        memory::advise(range, libc::MADV_DONTFORK).map_err(|errno| sys_error("madvise", errno))?;
+        memory::advise(range, libc::MADV_DONTFORK).map_err(|errno| MapError::sys("madvise", errno))?;
         // A kernel without huge pages refuses this advice, and needs it not.
         let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         let _ = memory::advise(range, advice);
     }
-    pmap.enter(range, writable).map_err(|errno| sys_error(pmap.kind().calls()[1], errno))
+    pmap.enter(range, writable).map_err(|errno| MapError::sys(pmap.kind().calls()[1], errno))
 }
 
 fn no_thread(error: &std::io::Error) -> MapError {
@@ -151,10 +151,6 @@ fn no_thread(error: &std::io::Error) -> MapError {
         errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
         message: words_of(error),
     }
-}
-
-fn sys_error(call: &'static str, errno: i32) -> MapError {
-    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
 }
 
 extern "C" fn before_fork() {

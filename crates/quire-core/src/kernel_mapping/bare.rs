@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{InUse, KernelMapping, sys};
+use super::{InUse, KernelMapping};
 use crate::errors::MapError;
 use crate::space::SPACE;
 use crate::sys::memory::Range;
@@ -43,7 +43,7 @@ impl KernelMapping {
         name: &'static str,
         mut call: impl FnMut() -> Result<(), i32>,
     ) -> Result<(), MapError> {
-        let done = Self::with_bare(used, pages, || call().map_err(|errno| sys(name, errno)))?;
+        let done = Self::with_bare(used, pages, || call().map_err(|errno| MapError::sys(name, errno)))?;
         done.ok_or_else(|| MapError::Sys {
             call: name,
             errno: libc::EAGAIN,

@@ -200,13 +200,9 @@ pub struct Region {
     place: Place,
 }
 
-fn sys(call: &'static str, errno: i32) -> MapError {
-    MapError::Sys { call, errno, message: crate::sys::errno_message(errno) }
-}
-
-/// As [`sys`], of a failure of the standard library's.
+/// As [`MapError::sys`], of a failure of the standard library's.
 pub fn sys_io(call: &'static str, error: &io::Error) -> MapError {
-    sys(call, error.raw_os_error().unwrap_or(libc::EIO))
+    MapError::sys(call, error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn page_of(ask: &Ask) -> usize {
@@ -361,7 +357,7 @@ impl Region {
         let range = self.around(offset, len);
         for piece in self.mapped_in(range) {
             // SAFETY: pages of the region.
-            unsafe { mmap::protect(piece, prot) }.map_err(|errno| sys("mprotect", errno))?;
+            unsafe { mmap::protect(piece, prot) }.map_err(|errno| MapError::sys("mprotect", errno))?;
         }
         if range == self.range {
             (self.prot, self.parts) = (prot, Vec::new());
@@ -454,7 +450,7 @@ impl Region {
             ));
         }
         self.uncover();
-        mmap::seal(self.range).map_err(|errno| sys("mseal", errno))?;
+        mmap::seal(self.range).map_err(|errno| MapError::sys("mseal", errno))?;
         self.sealed = true;
         Ok(())
     }
@@ -494,18 +490,18 @@ fn hold(range: Range) -> Result<(), MapError> {
     let request =
         Request { address: range.start, len: range.len, prot: libc::PROT_NONE, flags, fd: -1, offset: 0 };
     // SAFETY: addresses of the region, whose content is given up.
-    unsafe { mmap::map(&request) }.map(|_| ()).map_err(|errno| sys("mmap", errno))
+    unsafe { mmap::map(&request) }.map(|_| ()).map_err(|errno| MapError::sys("mmap", errno))
 }
 
 fn map_free(request: &Request) -> Result<Range, MapError> {
     // SAFETY: MAP_FIXED is the caller's own word for addresses that it answers for.
-    let range = unsafe { mmap::map(request) }.map_err(|errno| sys("mmap", errno))?;
+    let range = unsafe { mmap::map(request) }.map_err(|errno| MapError::sys("mmap", errno))?;
     if request.flags & libc::MAP_FIXED_NOREPLACE == libc::MAP_FIXED_NOREPLACE
         && range.start != request.address
     {
         // SAFETY: just made. A kernel before 4.17 does not know the flag.
         unsafe { memory::unmap(range) };
-        return Err(sys("mmap", libc::EEXIST));
+        return Err(MapError::sys("mmap", libc::EEXIST));
     }
     Ok(range)
 }
@@ -526,6 +522,6 @@ fn map_in_hold(request: &Request, held: usize, page: usize) -> Result<Range, Map
     mapped.map_err(|errno| {
         // SAFETY: as above; nothing refers to it.
         unsafe { memory::unmap(place) };
-        sys("mmap", errno)
+        MapError::sys("mmap", errno)
     })
 }

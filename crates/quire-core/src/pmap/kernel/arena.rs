@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::cover::cut;
-use super::{HOLD, Locks, Region, Wishes, rounded, sys};
+use super::{HOLD, Locks, Region, Wishes, rounded};
 use crate::errors::{FaultCode, MapError, StoreError};
 use crate::interrupt;
 use crate::sys::memory::{self, HUGE_BYTES, Range, page_bytes};
@@ -169,7 +169,7 @@ pub fn place(
         // Nearly all refusals come before the kernel takes away what was there; after the others the
         // addresses are reserved again, and EEXIST says that they have been all the time.
         hold_free(Range { start: target, len: region.range.len });
-        return Err(sys("mremap", errno));
+        return Err(MapError::sys("mremap", errno));
     }
     region.range.start = target;
     (region.reserved, region.holds, region.place) = (reserved, true, Place::In(arena));

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use super::{HOLD, Region, hold, map_free, rounded, sys, sys_io};
+use super::{HOLD, Region, hold, map_free, rounded, sys_io};
 use crate::errors::MapError;
 use crate::sys::backing::Backing;
 use crate::sys::memory::{self, Range};
@@ -68,7 +68,7 @@ impl Region {
             hold(tail)?;
         } else {
             // SAFETY: the end of the region; nothing refers to it (no views, see `resize`).
-            unsafe { mmap::unmap(tail) }.map_err(|errno| sys("munmap", errno))?;
+            unsafe { mmap::unmap(tail) }.map_err(|errno| MapError::sys("munmap", errno))?;
             self.reserved = len;
         }
         self.range.len = len;
@@ -127,7 +127,7 @@ impl Region {
                 done => done,
             }
         };
-        self.range = moved.map_err(|errno| sys("mremap", errno))?;
+        self.range = moved.map_err(|errno| MapError::sys("mremap", errno))?;
         self.reserved = len;
         self.carry_parts(old.start);
         Ok(true)
@@ -172,12 +172,12 @@ impl Region {
             let piece = Range { start: start + from, len: to - from };
             // SAFETY: addresses of the caller's; the region is shared memory.
             unsafe { mmap::show_again(self.range.start + from, piece) }
-                .map_err(|errno| sys("mremap", errno))?;
+                .map_err(|errno| MapError::sys("mremap", errno))?;
         }
         let whole = (Range { start: self.range.start, len: self.range.len }, self.prot);
         for (part, prot) in std::iter::once(&whole).chain(&self.parts) {
             // SAFETY: as above.
-            unsafe { mmap::protect(there(part), *prot) }.map_err(|errno| sys("mprotect", errno))?;
+            unsafe { mmap::protect(there(part), *prot) }.map_err(|errno| MapError::sys("mprotect", errno))?;
         }
         self.holes.iter().try_for_each(|hole| hold(there(hole)))
     }
@@ -198,7 +198,7 @@ impl Region {
         let map = |fd| {
             let request = Request { address: start, len, prot: self.prot, flags, fd, offset };
             // SAFETY: addresses that are held for the region, or just came to it.
-            unsafe { mmap::map(&request) }.map_err(|errno| sys("mmap", errno))
+            unsafe { mmap::map(&request) }.map_err(|errno| MapError::sys("mmap", errno))
         };
         match &self.backing {
             None => map(-1)?,
