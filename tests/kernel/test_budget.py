@@ -181,7 +181,7 @@ def test_what_was_cached_before_the_budget_is_dropped_with_it(path: Path) -> Non
 
 @pytest.mark.parametrize("cache", ["keep", "drop"])
 def test_locked_pages_stay_and_the_rest_keeps_the_budget(path: Path, cache: str) -> None:
-    """More is locked than the budget: what cannot be taken is not taken for gone, look after look."""
+    """More is locked than the budget: what cannot be taken is not taken for gone, look by look."""
     with quire.map(path, sharing="shared", budget="4 MiB", cache=cache) as mapping:
         mapping.lock(0, 8 << 20)
         mapping.array.sum()
