@@ -14,14 +14,22 @@ or the next process to make any, takes it away. Whoever adds a slot looks afterw
 record still has its name, and begins again where it has not.
 
 Threads: `LOCK` is held from the opening of a record to the end of what is done with it, and while
-the process forks: a child that shared an open record would keep it locked. A child takes slots of
-its own (`_after_fork_in_child`). Finalizers take it in whatever thread they run: what they may meet
-there is to have no second lock of its own (`quire.compat.shared_blocks`).
+the process forks: a child that shared an open record would keep it locked. Finalizers take it in
+whatever thread they run: what they may meet there is to have no second lock of its own
+(`quire.compat.shared_blocks`).
+
+Forks: a child shares its parent's openings, and so its locks. Who leaves after a fork therefore
+drops no lock: it closes the record, and takes it away if nobody has it then. So the name is the
+child's at every moment; it takes slots of its own, by which others can come in, before anything
+else runs in it (`_after_fork_in_child`). This hook is Python's: it runs in the children of
+`os.fork` and of all that is built on it, as multiprocessing. The child of a fork in C keeps the
+lock of its parent's slot until it ends or runs another program: nobody has the name meanwhile.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import functools
@@ -72,6 +80,7 @@ class Lease:
 
     __slots__ = (
         "__weakref__",
+        "_forks",
         "_process",
         "_record",
         "_slot",
@@ -89,6 +98,7 @@ class Lease:
         self._record = record
         self._slot = slot
         self._process = _process()
+        self._forks = _core.forks()
         self._unlinked = False
         HELD.add(self)
 
@@ -119,31 +129,54 @@ class Lease:
             record, self._record = self._record, -1
             if record < 0:
                 return
-            if self._process == os.getpid():  # not as it was known: a child may be asking early
-                path = f"{records.folder_path()}/{self.key}"
-                _core.leave_segment(record, self._slot, path)
-            else:
-                os.close(record)
+            # Not as the process was known: a child may be asking early. The slot is its parent's.
+            slot = self._slot if self._process == os.getpid() else None
+            path = f"{records.folder_path()}/{self.key}"
+            _core.leave_segment(record, slot, path, self._forks)
 
     def inherited(self) -> None:
-        """In a forked child: lets go of the parent's slot and takes one of the child's own."""
-        unlinked, record, self._record = self.unlinked, self._record, -1
-        if record < 0:
+        """In a forked child: takes a slot of the child's own, and lets go of the parent's.
+
+        Where none can be had (no descriptor is left, or no memory) the child keeps its part of the
+        parent's: nobody else gets the name, and others come in by it while the parent lives.
+        """
+        if self._record < 0:
             return
-        os.close(record)
-        if unlinked:
-            return
-        try:
-            same = Identity.of(self.descriptor) == self.identity
-            mine = adopt(self.key, self.descriptor) if same else None
-        except (OSError, SourceError):
-            mine = None  # no descriptor is left, or no memory
+        mine = None
+        if not self.unlinked and self._has_memory():
+            with contextlib.suppress(OSError, SourceError):
+                mine = self._anew()
+            if mine is None and not self.unlinked:
+                return
         if mine is None:
-            return  # the child has the bytes, and no name for them
+            self.leave()
+            return
+        os.close(self._record)
         HELD.discard(mine)
         self._record, mine._record = mine._record, -1
-        self._slot, self._process = mine._slot, _process()
-        HELD.add(self)
+        self._slot, self._process, self._forks = mine._slot, mine._process, mine._forks
+
+    def _has_memory(self) -> bool:
+        """Whether the memory file is open: another thread of the parent may have closed it."""
+        try:
+            return Identity.of(self.descriptor) == self.identity
+        except OSError:
+            return False
+
+    def _anew(self) -> Lease | None:
+        """Another lease of the same segment, by an opening of its own; None if the name is lost."""
+        record = records.open_record(self.key)
+        lease = None
+        try:
+            if os.path.sameopenfile(record, self._record):
+                data = records.read_record(record)
+                lease = _join(self.key, record, data, -1, self.identity)
+        finally:
+            if lease is None:
+                os.close(record)
+        if lease is not None:
+            lease.show(self.descriptor)
+        return lease
 
     def __del__(self) -> None:
         if self._record >= 0:

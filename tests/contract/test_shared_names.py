@@ -389,21 +389,6 @@ def attach_to_new(name: str) -> None:
         quire.shared(name, create=False)
 
 
-def test_a_child_without_descriptors_keeps_the_bytes(name: str) -> None:
-    with quire.shared(name, SIZE) as segment:
-        segment.array[0] = 5
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # it can open none
-        try:
-            child = os.fork()
-            if child == 0:
-                os._exit(int(segment.array[0]))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
-        quire.shared(name, create=False).close()
-
-
 def test_slots_of_the_dead_are_used_again(name: str) -> None:
     with quire.shared(name, SIZE):
         for _ in range(5):

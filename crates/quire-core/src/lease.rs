@@ -157,17 +157,32 @@ fn open_record(path: &Path) -> Option<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
 }
 
-/// Gives a slot back, and closes the record; the last takes it away.
+/// Gives a slot back, and closes the record; the last takes it away. Without a slot of his own, who
+/// leaves shares another's.
+///
+/// One that is `shared`, as it was open at a fork, may be open in the child by the same opening,
+/// whose locks are then the child's too: so it is closed with its lock, which ends with the last
+/// who has it open, and opened anew to see whether anybody has.
 ///
 /// # Errors
 /// As write(2), fcntl(2), unlink(2): without its lock the slot is nobody's in any case.
-pub fn leave(record: &File, slot: u64, path: &Path) -> io::Result<()> {
-    if record.metadata()?.nlink() == 0 {
+pub fn leave(record: File, slot: Option<u64>, path: &Path, shared: bool) -> io::Result<()> {
+    let found = record.metadata()?;
+    if found.nlink() == 0 {
         return Ok(()); // nobody comes to it any more
     }
-    let written = record.write_all_at(&[0; SLOT_BYTES], offset_of(slot));
-    record_lock::set(record, libc::F_UNLCK, offset_of(slot), SLOT_BYTES as u64)?;
-    take_away(record, path)?;
+    let written = slot.map_or(Ok(()), |slot| record.write_all_at(&[0; SLOT_BYTES], offset_of(slot)));
+    if shared {
+        drop(record);
+        let again = open_record(path).ok_or_else(io::Error::last_os_error)?;
+        let same = again.metadata()?;
+        if (same.dev(), same.ino()) == (found.dev(), found.ino()) {
+            take_away(&again, path)?;
+        }
+    } else {
+        record_lock::set(&record, libc::F_UNLCK, 0, 0)?;
+        take_away(&record, path)?;
+    }
     written
 }
 
@@ -240,7 +255,7 @@ mod tests {
         // A memory file is sealed, and this one is none: nothing is attached, and no slot is taken.
         assert!(attach(&path, user(), me().process, true).is_none());
         assert_eq!(std::fs::read(&path).unwrap(), data);
-        leave(&record, 0, &path).unwrap();
+        leave(record, Some(0), &path, false).unwrap();
         assert!(!path.exists());
     }
 
@@ -253,12 +268,42 @@ mod tests {
         let found = attach(&path, user(), me().process, true).unwrap();
         assert!(found.holder == me() && found.identity == identity && found.slot == 1);
         show(&found.record, found.slot, found.holder, found.memory.file.as_raw_fd()).unwrap();
-        leave(&first, 0, &path).unwrap();
-        drop(first);
+        leave(first, Some(0), &path, false).unwrap();
         assert!(attach(&path, user(), me().process, false).unwrap().identity == identity);
         assert!(unlink(&path, user() + 1).is_none() && path.exists());
         assert!(unlink(&path, user()).is_some() && !path.exists());
-        leave(&found.record, found.slot, &path).unwrap();
+        leave(found.record, Some(found.slot), &path, false).unwrap();
+    }
+
+    #[test]
+    fn what_a_fork_shared_is_held_until_both_have_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.w");
+        let memory = memory_file::make_sealed(c"w", 4096, 0o600).unwrap();
+        for first_is_parent in [true, false] {
+            let (record, _) = make(&path, user(), me(), &memory.file).unwrap();
+            let child = (record.try_clone().unwrap(), None); // the same opening, as a fork makes it
+            let parent = (record, Some(0));
+            let (first, last) = if first_is_parent { (parent, child) } else { (child, parent) };
+            leave(first.0, first.1, &path, true).unwrap();
+            assert!(make(&path, user(), me(), &memory.file).is_none(), "the name is held");
+            assert!(record_lock::is_held(&open_record(&path).unwrap()).unwrap());
+            assert_eq!(is_held(&std::fs::read(&path).unwrap()[HEADER_BYTES..]), !first_is_parent);
+            leave(last.0, last.1, &path, true).unwrap();
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn who_leaves_what_was_shared_takes_no_other_record_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.u");
+        let memory = memory_file::make_sealed(c"u", 4096, 0o600).unwrap();
+        let (record, _) = make(&path, user(), me(), &memory.file).unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        std::fs::write(&path, b"something else").unwrap();
+        leave(record, Some(0), &path, true).unwrap();
+        assert!(path.exists());
     }
 
     #[test]

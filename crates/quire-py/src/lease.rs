@@ -15,7 +15,7 @@ use quire_core::kernel_mapping::{KernelMapping, Source};
 use quire_core::lease::{self, Attached, Holder};
 use quire_core::pmap::kernel::Ask;
 use quire_core::sys::backing::Opened;
-use quire_core::sys::memory_file;
+use quire_core::sys::{fork, memory_file};
 
 use crate::kernel_mapping::KernelRange;
 use crate::{courier, errors};
@@ -91,7 +91,7 @@ pub fn attach_segment(
         let mapping = mapped(memory, label, identity.size, prot).ok()?;
         let kept = mapping.look(|region| region.backing.as_ref()?.descriptor()).flatten()?;
         if lease::show(&record, slot, holder, kept).is_err() {
-            let _ = lease::leave(&record, slot, &path); // of a slot that is written in part nothing stays
+            let _ = lease::leave(record, Some(slot), &path, false); // of a slot that is written in part nothing stays
             return None;
         }
         Some((mapping, record, slot, identity))
@@ -136,12 +136,20 @@ pub fn unlink_record(py: Python<'_>, path: PathBuf, user: u32) -> bool {
     py.detach(|| lease::unlink(&path, user).is_some())
 }
 
-/// Gives back a slot of a record whose descriptor it takes and closes; the last takes it away.
+/// How often the process has forked, for who asks afterwards whether it did.
+#[pyfunction]
+pub fn forks() -> u64 {
+    fork::forks()
+}
+
+/// Gives back a slot of a record whose descriptor it takes and closes; the last takes it away. `forks` is
+/// what that was when the slot was taken; None for the slot is that of the parent of a fork.
 #[pyfunction]
 #[allow(unsafe_code)]
-pub fn leave_segment(py: Python<'_>, record: i32, slot: u64, path: PathBuf) {
+pub fn leave_segment(py: Python<'_>, record: i32, slot: Option<u64>, path: PathBuf, forks: u64) {
     // SAFETY: the caller's lease owned the descriptor, and gave it up for this call.
     let record = File::from(unsafe { OwnedFd::from_raw_fd(record) });
+    let shared = fork::forks() != forks;
     // A slot that could not be written is nobody's without its lock, which the closing drops.
-    py.detach(|| lease::leave(&record, slot, &path).unwrap_or(()));
+    py.detach(|| lease::leave(record, slot, &path, shared).unwrap_or(()));
 }

@@ -42,6 +42,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(lease::make_segment, m)?,
         wrap_pyfunction!(lease::map_segment, m)?,
         wrap_pyfunction!(lease::attach_segment, m)?,
+        wrap_pyfunction!(lease::forks, m)?,
         wrap_pyfunction!(lease::leave_segment, m)?,
         wrap_pyfunction!(lease::make_record, m)?,
         wrap_pyfunction!(lease::is_unlinked, m)?,

@@ -5,7 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{MutexGuard, Once};
 
 use super::lock::Mutex;
 
@@ -54,6 +55,21 @@ pub fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "
     unsafe {
         libc::pthread_atfork(Some(before), Some(parent), Some(child));
     }
+}
+
+/// How often this process has forked (fork(2), whoever called it) since this was first asked; the
+/// child of a fork goes on with the count of its parent.
+pub fn forks() -> u64 {
+    static ONCE: Once = Once::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn count() {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the handler is a plain function that lives as long as the process.
+    ONCE.call_once(|| unsafe {
+        libc::pthread_atfork(Some(count), None, None);
+    });
+    COUNT.load(Ordering::Relaxed)
 }
 
 /// A value that never changes while other threads exist; the child of a fork may replace it.
