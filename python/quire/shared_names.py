@@ -7,7 +7,9 @@ on a tmpfs, and whoever wants the segment opens the holder's descriptor through 
 A slot is leased by a lock on its bytes that the kernel drops when its process ends; without the
 lock what a slot says means nothing. A lock on the whole file is had only where nobody has a slot:
 by who makes the segment, and by who takes the record away, which is the last to leave. It is
-written once: a record that outlived its holders is taken away, never mended.
+written once: a record that outlived its holders is taken away, never mended. It is removed only
+under a lock of its header, which that of the whole has in it: who finds then that it has its name
+removes it, and not another that came in its place.
 
 So nothing is left of a killed process but a record of some hundred bytes; the next to use the name,
 or the next process to make any, takes it away. Whoever adds a slot looks afterwards whether the
@@ -391,6 +393,7 @@ def unlink(key: str) -> None:
 
     Raises:
         FileNotFoundError: nobody holds it.
+        BlockingIOError: it is being made, or taken away: call it again within `tries`.
         quire.SourceError: the record may not be opened.
         quire.FormatError: it is no record.
     """
@@ -403,8 +406,12 @@ def unlink(key: str) -> None:
         record = records.open_record(key)  # which says what stands in the way
         try:
             records.identity_in(key, os.pread(record, records.HEADER.size, 0))
+            if not records.set_lock(record, fcntl.F_WRLCK, 0, records.HEADER.size):
+                raise BlockingIOError
             if records.first_lock(record) is None and records.take_away(key, record):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if not os.fstat(record).st_nlink:
+                raise BlockingIOError
             os.unlink(f"{records.folder_path()}/{key}")  # noqa: PTH108 (a Path takes longer)
         finally:
             os.close(record)

@@ -506,6 +506,18 @@ class TestUnlink:
             quire.unlink(name)
         assert not record_of(name).exists()
 
+    def test_what_is_being_taken_away_stays(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else who takes it away would remove what came in its place."""
+        record_of(name).write_bytes(record(SIZE, 0, (os.getpid(), 0)))
+        monkeypatch.setattr(shared_names, "TRY_S", 0.01)
+        with record_of(name).open("r+b") as taker:
+            shared_records.set_lock(taker.fileno(), fcntl.F_WRLCK, 0, 0)
+            with pytest.raises(quire.SourceError, match="and does not go on"):
+                quire.unlink(name)
+            assert record_of(name).exists()
+
     def test_what_is_no_record_stays(self, name: str) -> None:
         record_of(name).write_bytes(b"something else")
         with pytest.raises(quire.FormatError):

@@ -142,14 +142,22 @@ fn slot_of(me: Holder, descriptor: i32) -> [u8; SLOT_BYTES] {
 
 /// Takes a record away from those who have slots in it.
 ///
+/// Under the lock of its header nobody else does: if it has its name then, the path leads to it.
+///
 /// `None` where nobody has any, or anything is in the way, and nothing was done.
 pub fn unlink(path: &Path, user: u32) -> Option<()> {
     let record = open_record(path)?;
     let mut header = [0; HEADER_BYTES];
     record.read_exact_at(&mut header, 0).ok()?;
+    if !header.starts_with(MAGIC)
+        || !record_lock::set(&record, libc::F_WRLCK, 0, HEADER_BYTES as u64).ok()?
+        || !record_lock::is_held(&record).ok()?
+    {
+        return None;
+    }
     let found = record.metadata().ok()?;
-    let ours = found.is_file() && found.uid() == user && header.starts_with(MAGIC);
-    (ours && record_lock::is_held(&record).ok()?).then(|| std::fs::remove_file(path).ok()).flatten()
+    let ours = found.is_file() && found.uid() == user && found.nlink() > 0;
+    ours.then(|| std::fs::remove_file(path).ok()).flatten()
 }
 
 fn open_record(path: &Path) -> Option<File> {
@@ -304,6 +312,17 @@ mod tests {
         std::fs::write(&path, b"something else").unwrap();
         leave(record, Some(0), &path, true).unwrap();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_name_is_not_unlinked_while_its_record_is_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name.t");
+        let memory = memory_file::make_sealed(c"t", 4096, 0o600).unwrap();
+        drop(make(&path, user(), me(), &memory.file).unwrap());
+        let taker = open_record(&path).unwrap();
+        assert!(record_lock::set(&taker, libc::F_WRLCK, 0, 0).unwrap());
+        assert!(unlink(&path, user()).is_none() && path.exists());
     }
 
     #[test]
