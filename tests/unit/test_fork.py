@@ -8,7 +8,8 @@ import quire
 from quire._fork import watch_interpreter
 
 
-def test_hooks_are_registered_once(monkeypatch):
+def test_hooks_are_registered_once(monkeypatch, rows_file):
+    quire.open(rows_file, budget="1 MiB").close()
     calls = []
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: calls.append(hooks))
     watch_interpreter()

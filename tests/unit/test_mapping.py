@@ -236,7 +236,7 @@ def test_pickle_pins_the_version(rows_file):
 def test_mapping_of_a_native_store_cannot_be_pickled():
     with (
         mapping_of(_core.open_memory(b"1234", "made up")) as mapping,
-        pytest.raises(TypeError, match="open a path"),
+        pytest.raises(TypeError, match="open or map a path"),
     ):
         pickle.dumps(mapping)
 
