@@ -26,6 +26,7 @@ from quire.testing.waiting import wait_until
 PAGE = mmap.PAGESIZE
 SIZE = 64 * PAGE
 BAD = 8 * PAGE
+PINNED = 4 << 20  # an ordinary user may lock 8 MiB
 BYTES = np.arange(SIZE, dtype="u1") | 1
 
 
@@ -210,24 +211,25 @@ def test_a_child_sees_what_is_there(path: Path) -> None:
 
 def child_forks_while_pinning(_path: str) -> None:
     """The child's locks are its own."""
-    size = 256 << 20
-    memory = quire.map(size=size, sharing="private")
-    pinning = threading.Event()
+    memory = quire.map(size=PINNED, sharing="private")
+    pinning, enough = threading.Event(), threading.Event()
 
     def pin() -> None:
-        pinning.set()
-        memory.pin(slice(0, size)).release()
+        while not enough.is_set():
+            memory.pin().release()
+            pinning.set()
 
     thread = threading.Thread(target=pin)
     thread.start()
     pinning.wait()
-    for _ in range(20):
+    for _ in range(50):
         pid = os.fork()
         if pid == 0:
             memory.pin(slice(0, PAGE)).release()
             memory.evict()
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    enough.set()
     thread.join()
 
 
