@@ -20,6 +20,9 @@ from quire.compat import mmap
 
 SIZE = 4 << 20
 NEVER = 1000.0
+EVERY_OTHER = slice(None, None, 2)
+LINES = 48
+LINE = 1 << 20
 
 CALLS: dict[str, Callable[[mmap.mmap], object]] = {
     "find": lambda m: m.find(b"no", 0),
@@ -31,6 +34,7 @@ CALLS: dict[str, Callable[[mmap.mmap], object]] = {
     "a slice with a step": lambda m: m[::2],
     "write": lambda m: (m.seek(0), m.write(bytes(SIZE))),
     "setting a slice": lambda m: m.__setitem__(slice(None), bytes(SIZE)),
+    "setting a slice with a step": lambda m: m.__setitem__(EVERY_OTHER, bytes(SIZE // 2)),
     "move": lambda m: m.move(0, 1, SIZE - 1),
     "flush": lambda m: m.flush(),
     "madvise": lambda m: m.madvise(mmap.MADV_WILLNEED),
@@ -102,6 +106,78 @@ def test_close_waits_for_who_reads(m: mmap.mmap) -> None:
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+def in_threads(work: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture(name="numbered")
+def _numbered() -> Iterator[mmap.mmap]:
+    """Lines that begin with their number, each copied without the interpreter lock."""
+    with mmap.mmap(-1, LINES * LINE) as m:
+        for number in range(LINES):
+            m.write(b"%03d" % number + bytes(LINE - 4) + b"\n")
+        m.seek(0)
+        yield m
+
+
+@pytest.mark.usefixtures("_no_switches")
+@pytest.mark.parametrize("call", [lambda m: m.read(LINE), lambda m: m.readline()])
+def test_threads_read_on_where_others_are(
+    numbered: mmap.mmap, call: Callable[[mmap.mmap], bytes]
+) -> None:
+    found: list[bytes] = []
+
+    def read() -> None:
+        while line := call(numbered):
+            found.append(line[:3])
+            assert len(line) == LINE
+
+    in_threads(read)
+    assert sorted(found) == [b"%03d" % number for number in range(LINES)]
+    assert numbered.tell() == LINES * LINE
+
+
+@pytest.mark.usefixtures("_no_switches")
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_threads_write_on_where_others_are(
+    numbered: mmap.mmap, kind: Callable[[bytes], bytes]
+) -> None:
+    numbers = iter(range(LINES))
+
+    def write() -> None:
+        for number in numbers:
+            numbered.write(kind(bytes([number]) * LINE))
+
+    in_threads(write)
+    assert sorted(numbered[:: LINE // 2][::2]) == list(range(LINES))
+    assert all(numbered[at] == numbered[at + LINE - 1] for at in range(0, LINES * LINE, LINE))
+
+
+@pytest.mark.usefixtures("_no_switches")
+def test_close_waits_for_who_sets_bytes_apart() -> None:
+    """The bytes that are set are first copied, and nobody may close between the two."""
+    data = bytes(SIZE // 2)
+    for _ in range(40):
+        m = mmap.mmap(-1, SIZE)
+        started = threading.Event()
+
+        def fill(m: mmap.mmap = m, started: threading.Event = started) -> None:
+            with pytest.raises(ValueError, match="closed"):
+                while True:
+                    started.set()
+                    m[EVERY_OTHER] = data
+
+        filler = threading.Thread(target=fill)
+        filler.start()
+        started.wait()
+        m.close()
+        filler.join()
 
 
 def test_resize_waits_for_who_reads_and_they_for_it(m: mmap.mmap) -> None:

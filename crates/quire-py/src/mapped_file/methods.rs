@@ -127,8 +127,7 @@ impl MappedFileBase {
                 kernel::touch(copy)
             })
         };
-        let copied = if len < LONG { copy() } else { self.released(py, copy) };
-        copied.map_err(|id| self.failed(id, to))
+        self.long(py, len, copy).map_err(|id| self.failed(id, to))
     }
 
     /// `find`, or `rfind` if `from_end`.
@@ -200,6 +199,19 @@ impl MappedFileBase {
     /// Reads to the end of the line, or to the end.
     #[inline]
     pub(super) fn line<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        loop {
+            if let Some(line) = self.short_line(py)? {
+                return Ok(line);
+            }
+            if let Some(line) = self.long_line(py)? {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// The line at the position, if it is searched and copied with the interpreter lock.
+    #[inline]
+    fn short_line<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let span = self.span(py)?;
         let from = self.position().min(span.size);
         let near = span.size.min(from + LONG - 1);
@@ -211,18 +223,27 @@ impl MappedFileBase {
             // SAFETY: as above.
             Some(unsafe { bytes_of(py, bytes.as_ptr() as usize, len) }.map(|line| (line, len)))
         };
-        if let Some(line) = kernel::touch(search).map_err(|id| self.failed(id, from))? {
-            let (line, len) = line?;
-            self.move_to(self.position() + len); // which may lie beyond the end
-            return Ok(line);
-        }
+        let found = kernel::touch(search).map_err(|id| self.failed(id, from))?;
+        let Some((line, len)) = found.transpose()? else { return Ok(None) };
+        self.move_to(self.position() + len); // which may lie beyond the end
+        Ok(Some(line))
+    }
+
+    /// The line at the position, of [`LONG`] bytes at least; `None` when another thread has moved the position
+    /// while it was searched.
+    fn long_line<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let span = self.span(py)?;
+        let position = self.position();
+        let from = position.min(span.size);
+        let near = span.size.min(from + LONG - 1);
         let end = self.first_of(py, span, near..span.size, b"\n")?;
         let to = end.map_or(span.size, |at| at + 1);
         let span = self.span(py)?; // the lock may have been released
+        if self.position() != position {
+            return Ok(None);
+        }
         let len = to.min(span.size).saturating_sub(from);
-        let line = self.copy_out(py, span, from.min(span.size), len)?;
-        self.move_to(self.position() + len);
-        Ok(line)
+        self.claim(len, || self.copy_out(py, span, from.min(span.size), len)).map(Some)
     }
 
     /// Reads one byte, as a number.
@@ -316,9 +337,7 @@ impl MappedFileBase {
         let len =
             wanted.and_then(|wanted| usize::try_from(wanted).ok()).map_or(rest, |wanted| wanted.min(rest));
         let from = self.position().min(span.size);
-        let read = self.copy_out(py, span, from, len)?;
-        self.move_to(self.position() + len);
-        Ok(read)
+        self.claim(len, || self.copy_out(py, span, from, len))
     }
 
     /// Writes at the position; returns how many bytes.
@@ -332,11 +351,10 @@ impl MappedFileBase {
         if at > span.size || span.rest(at) < from.len() {
             return Err(PyValueError::new_err("data out of range"));
         }
-        match given {
-            Given::Plain(from) => self.copy_in(py, span, at, from)?,
-            Given::Held(_) => self.copy_over(py, span, at, from)?,
-        }
-        self.move_to(at + from.len());
+        self.claim(from.len(), || match given {
+            Given::Plain(from) => self.copy_in(py, span, at, from),
+            Given::Held(_) => self.copy_over(py, span, at, from),
+        })?;
         Ok(from.len())
     }
 

@@ -121,6 +121,19 @@ impl MappedFileBase {
         self.position.store(position, Ordering::Relaxed);
     }
 
+    /// Takes so many bytes at the position for a piece of work that may give up the interpreter lock: threads that
+    /// read and write meanwhile go on behind them. Work that fails gives them back, unless somebody has gone on.
+    #[inline]
+    fn claim<T>(&self, len: usize, work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+        let before = self.position();
+        self.move_to(before + len);
+        work().inspect_err(|_| {
+            if self.position() == before + len {
+                self.move_to(before);
+            }
+        })
+    }
+
     /// The error of a touch of this mapping, or of one that was copied from or to.
     #[cold]
     fn failed(&self, id: u64, offset: usize) -> PyErr {
@@ -137,12 +150,14 @@ impl MappedFileBase {
         offset: usize,
         touching: impl FnOnce() -> T + Send,
     ) -> PyResult<T> {
-        let touched = if bytes < LONG {
-            kernel::touch(touching)
-        } else {
-            self.released(py, || kernel::touch(touching))
-        };
-        touched.map_err(|id| self.failed(id, offset))
+        self.long(py, bytes, || kernel::touch(touching)).map_err(|id| self.failed(id, offset))
+    }
+
+    /// Works on `bytes` of it, without the interpreter lock if those are many. A span holds for one such piece of
+    /// work: after it, another thread may have closed or resized.
+    #[inline]
+    fn long<T: Send>(&self, py: Python<'_>, bytes: usize, work: impl FnOnce() -> T + Send) -> T {
+        if bytes < LONG { work() } else { self.released(py, work) }
     }
 
     /// Works without the interpreter lock; nothing is unmapped or moved meanwhile.

@@ -162,14 +162,28 @@ impl MappedFileBase {
             Given::Plain(_) => return self.copy_in(py, span, start.cast_unsigned(), from),
             Given::Held(_) => return self.copy_over(py, span, start.cast_unsigned(), from),
         }
-        let own = self.touch(py, len, start.cast_unsigned(), || from.to_vec())?; // it may be a mapping's
-        self.touch(py, len, start.cast_unsigned(), || {
-            for (number, byte) in (0..).zip(&own) {
-                let at = span.at((start + number * step).cast_unsigned());
-                // SAFETY: the slice lies in the span, which stays open (`touch`).
-                unsafe { AtomicU8::from_ptr(at as *mut u8) }.store(*byte, Ordering::Relaxed);
-            }
-        })
+        self.scatter(py, span, (start, step), from)
+    }
+
+    /// Sets every `step`-th byte from an index on, of the span.
+    fn scatter(
+        &self,
+        py: Python<'_>,
+        span: Span,
+        (start, step): (isize, isize),
+        from: &[u8],
+    ) -> PyResult<()> {
+        let set = || {
+            let own = kernel::touch(|| from.to_vec())?; // it may be a mapping's, as in `copy_over`
+            kernel::touch(|| {
+                for (number, byte) in (0..).zip(&own) {
+                    let at = span.at((start + number * step).cast_unsigned());
+                    // SAFETY: the slice lies in the span, which stays open for the one piece of work (`long`).
+                    unsafe { AtomicU8::from_ptr(at as *mut u8) }.store(*byte, Ordering::Relaxed);
+                }
+            })
+        };
+        self.long(py, from.len(), set).map_err(|id| self.failed(id, start.cast_unsigned()))
     }
 }
 
