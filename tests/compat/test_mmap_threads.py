@@ -7,7 +7,9 @@ by itself: over the standard module these tests would hang.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from quire.compat import mmap
 
 SIZE = 4 << 20
 NEVER = 1000.0
+HANG_S = 60
 EVERY_OTHER = slice(None, None, 2)
 LINES = 48
 LINE = 1 << 20
@@ -250,6 +253,62 @@ def test_a_forked_child_does_not_wait_for_threads_of_its_parent() -> None:
     ended.set()
     reader.join()
     assert codes == [0] * 20
+
+
+@pytest.mark.usefixtures("_no_switches")
+@pytest.mark.parametrize("change", ["close", "resize"])
+def test_a_forked_child_does_not_wait_for_who_changes_it_in_its_parent(change: str) -> None:
+    """The fork gets the lock when the other thread gives it up: in the midst of its change."""
+    m = mmap.mmap(-1, SIZE)
+    m[0] = 7
+    ended = threading.Event()
+
+    def keep_changing() -> None:
+        nonlocal m
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            if change == "resize":
+                m.resize(SIZE << (number % 2))
+                continue
+            m = mmap.mmap(-1, SIZE)
+            m[0] = 7
+            reader = threading.Thread(target=read_to_its_end, args=(m,))
+            reader.start()
+            m.close()
+            reader.join()
+
+    changer = threading.Thread(target=keep_changing)
+    changer.start()
+    codes = []
+    for _ in range(30):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(HANG_S)
+            os._exit(not use_as_a_child(m))
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    ended.set()
+    changer.join()
+    assert codes == [0] * 30
+
+
+def read_to_its_end(m: mmap.mmap) -> None:
+    with contextlib.suppress(ValueError):  # it is closed
+        while True:
+            m.find(b"x", 0)
+
+
+def use_as_a_child(m: mmap.mmap) -> bool:
+    """Whether it is whole, or closed."""
+    try:
+        whole = m[0] == 7 and len(m[:]) == len(m)
+        m.resize(2 * SIZE)
+        with memoryview(m) as view:
+            whole = whole and len(view) == 2 * SIZE and view[0] == 7
+        m.close()
+    except ValueError as error:
+        return "closed" in str(error)
+    return whole
 
 
 @pytest.mark.usefixtures("_no_switches")

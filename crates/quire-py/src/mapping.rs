@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
@@ -46,8 +46,9 @@ pub struct MappingBase {
     unmapped: AtomicBool,
     /// The last view to go unmaps.
     leaving: AtomicBool,
-    /// Its addresses are being changed, without the interpreter lock: who wants a view waits.
-    changing: AtomicBool,
+    /// The process in which a thread changes its addresses, without the interpreter lock: who wants a view there
+    /// waits. Children that it forks meanwhile have no such thread. 0 for none.
+    changing: AtomicU32,
     /// Its arrays are watched for system calls (`exports`).
     watched: AtomicBool,
 }
@@ -324,7 +325,7 @@ impl MappingBase {
             unsafe { (*view).obj = std::ptr::null_mut() };
             Err(PyBufferError::new_err(message.to_owned()))
         };
-        while slf.changing.load(Ordering::Acquire) {
+        while slf.is_changing() {
             slf.py().check_signals()?;
             slf.py().detach(std::thread::yield_now); // system calls of another thread's, which end
         }
@@ -375,7 +376,7 @@ impl MappingBase {
             pins: AtomicUsize::new(0),
             unmapped: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
-            changing: AtomicBool::new(false),
+            changing: AtomicU32::new(0),
             watched: AtomicBool::new(false),
         }
     }
@@ -389,12 +390,18 @@ impl MappingBase {
     /// meanwhile. `None` when another thread is at it.
     pub fn change<T: Send>(&self, py: Python<'_>, change: impl FnOnce(bool) -> T + Send) -> Option<T> {
         let views = self.has_views();
-        if self.changing.swap(true, Ordering::AcqRel) {
+        let own = std::process::id();
+        if self.changing.swap(own, Ordering::AcqRel) == own {
             return None;
         }
         let changed = py.detach(|| change(views));
-        self.changing.store(false, Ordering::Release);
+        self.changing.store(0, Ordering::Release);
         Some(changed)
+    }
+
+    fn is_changing(&self) -> bool {
+        let changer = self.changing.load(Ordering::Acquire);
+        changer != 0 && changer == std::process::id()
     }
 
     /// `len`, if so many bytes from `offset` on lie in the mapping.

@@ -272,6 +272,7 @@ impl MappedFileBase {
             position: AtomicUsize::new(0),
             exports: AtomicUsize::new(0),
             stage: AtomicU32::new(OPEN),
+            changer_pid: AtomicU32::new(0),
             workers: AtomicU32::new(0),
             workers_pid: AtomicU32::new(0),
             writable,

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! In CHANGING and CLOSED `address` is 0: whoever meets that goes the slow way, which waits or raises. Every field is
-//! changed with the interpreter lock held; they are atomic for the threads that work without it.
+//! changed with the interpreter lock held; they are atomic for the threads that work without it. A child forked while
+//! a thread of its parent is CHANGING has no such thread: it opens again what the mapping is in it.
 #![allow(unsafe_code)]
 
 mod items;
@@ -55,6 +56,8 @@ pub struct MappedFileBase {
     position: AtomicUsize,
     exports: AtomicUsize,
     stage: AtomicU32,
+    /// The process whose thread is CHANGING.
+    changer_pid: AtomicU32,
     /// Threads that work on it without the interpreter lock, of process `workers_pid`.
     workers: AtomicU32,
     workers_pid: AtomicU32,
@@ -103,6 +106,9 @@ impl MappedFileBase {
             }
             match self.stage.load(Ordering::Acquire) {
                 CLOSED => return Err(PyValueError::new_err("mmap closed or invalid")),
+                CHANGING if self.changer_pid.load(Ordering::Acquire) != std::process::id() => {
+                    self.inherit(py);
+                }
                 stage => py.detach(|| futex::wait(&self.stage, stage, LOOK)),
             }
         }
@@ -198,6 +204,7 @@ impl MappedFileBase {
             return Err(PyBufferError::new_err(refusal));
         }
         self.address.store(0, Ordering::Release);
+        self.changer_pid.store(std::process::id(), Ordering::Release);
         self.stage.store(CHANGING, Ordering::Release);
         self.wait_idle(py);
         drop(self.view.lock().take());
@@ -208,6 +215,13 @@ impl MappedFileBase {
     fn end_change(&self, stage: u32) {
         self.stage.store(stage, Ordering::Release);
         futex::wake_all(&self.stage);
+    }
+
+    /// Ends what a thread of the parent began that this child of a fork has not: with the mapping as it is here.
+    #[cold]
+    fn inherit(&self, py: Python<'_>) {
+        self.changer_pid.store(std::process::id(), Ordering::Release);
+        self.end_change(if self.open(py).is_ok() { OPEN } else { CLOSED });
     }
 
     /// Holds an export of the mapping; it is open from here on.
