@@ -263,6 +263,34 @@ def test_what_is_made_inside_goes_on(tmp_path: Path) -> None:
     assert x.sum() == 10
 
 
+@pytest.mark.parametrize("imported", ["before", "inside"])
+@pytest.mark.parametrize("makes", [True, False])
+def test_joblib_knows_maps_of_both_kinds(tmp_path: Path, imported: str, makes: bool) -> None:
+    """It looks for the class that it has imported, at the end of an array's bases."""
+    before = np.memmap(tmp_path / "before.bin", "i4", "w+", shape=9)
+    inside = None
+    with pytest.MonkeyPatch.context() as names:
+        reducer = types.ModuleType("joblib._memmapping_reducer")
+        names.setitem(sys.modules, reducer.__name__, reducer)
+        vars(reducer)["mmap"] = mmap.mmap
+        for _ in range(2):
+            with patch():
+                if imported == "inside":
+                    vars(reducer)["mmap"] = mmap.mmap
+                if makes:
+                    inside = np.memmap(tmp_path / "inside.bin", "i4", "w+", shape=9)
+                if makes or imported == "before":
+                    assert is_mapped(before, reducer.mmap)
+            for array in (before, np.memmap(tmp_path / "after.bin", "i4", "w+", shape=9)):
+                assert is_mapped(array, reducer.mmap)
+            assert inside is None or is_mapped(inside, reducer.mmap)
+
+
+def is_mapped(array: Any, kinds: Any) -> bool:
+    base = getattr(array, "base", None)
+    return base is not None and (isinstance(base, kinds) or is_mapped(base, kinds))
+
+
 def test_the_standard_library_uses_it() -> None:
     """`multiprocessing.Array` lies in memory that `mmap` has mapped."""
     code = (

@@ -125,6 +125,36 @@ def said(mapped):
 """
 
 
+STORES = """
+import joblib, numpy as np
+from quire.compat import patch
+
+def store(rows, at):
+    rows[at] = at
+
+def stored(rows):
+    rows[:] = 0
+    joblib.Parallel(2)(joblib.delayed(store)(rows, at) for at in range(1, 4))
+    return rows[:, 0].tolist() == [0, 1, 2, 3]
+
+if __name__ == "__main__":
+    before = np.memmap("before.bin", "f8", "w+", shape=(4, 10))
+    with patch():
+        inside = np.memmap("inside.bin", "f8", "w+", shape=(4, 10))
+        print(stored(inside))
+    after = np.memmap("after.bin", "f8", "w+", shape=(4, 10))
+    print(type(after).__module__, stored(before), stored(inside), stored(after))
+"""
+
+
+def test_no_store_of_joblib_is_lost_around_a_patch(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(STORES)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "True\nnumpy True True True\n", done.stderr
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_runs_the_same(name: str, tmp_path: Path) -> None:
     lines = PROGRAMS[name].splitlines()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import operator
 import os
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "memmap", "open_memmap"]
 
+STANDARD_MMAP = mmap.mmap
 MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
 
 
@@ -104,7 +106,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
         self = super().__new__(cls, lengths, element, window.buffer, window.at, order=order)
         self._window, self.offset, self.mode = window, offset, mode
         self.filename = window.filename
-        _tell_libraries()
+        tell_libraries()
         return self
 
     def __array_finalize__(self, obj: object) -> None:
@@ -208,7 +210,7 @@ class memmap(np.ndarray[Any, Any]):  # noqa: N801 (the name of numpy's)
     def __getattr__(self, name: str) -> Any:
         # What dask asks for before it makes a token, which it may be imported after this array for.
         if name in ("__dask_graph__", "chunks"):
-            _tell_libraries()
+            tell_libraries()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -302,7 +304,7 @@ def _whole(cls: type[memmap], window: Window, mode: str) -> memmap:
         cls, window.shape, window.dtype, window.buffer, window.at, order=window.order
     )
     self._window, self.filename, self.offset, self.mode = window, None, window.at, mode
-    _tell_libraries()
+    tell_libraries()
     return self
 
 
@@ -316,7 +318,7 @@ def _unpickled(
     self.offset, self.mode = window.offset, "r+" if mode == "w+" else mode
     if not writable:
         self.flags.writeable = False
-    _tell_libraries()
+    tell_libraries()
     return self
 
 
@@ -331,11 +333,12 @@ def _token(array: memmap) -> Any:
     return named and ("quire.memmap", *named, first, array.shape, array.strides, array.dtype.str)
 
 
-def _tell_libraries() -> None:
+def tell_libraries() -> None:
     """Has libraries that are imported by now know of the class: what they can do with numpy's.
 
     dask names read-only arrays by `_token`. joblib, where this class is in the place of numpy's,
-    sends a path for it, if it finds a map at the end of its bases: it looks for `mmap.mmap`.
+    sends a path for it, if it finds a map at the end of its bases: it looks for `mmap.mmap`, by the
+    name that it has imported. Arrays of numpy's end in the standard one, whatever that name is.
     """
     tokens = sys.modules.get("dask.tokenize")
     if tokens is not None and memmap not in tokens.normalize_token._lookup:
@@ -343,4 +346,5 @@ def _tell_libraries() -> None:
         tokens.normalize_token.register(memmap, lambda array: _token(array) or hashed(array.array))
     reducer = sys.modules.get("joblib._memmapping_reducer")
     if reducer is not None and isinstance(getattr(reducer, "mmap", None), type):
-        reducer.mmap = (reducer.mmap, quire.KernelMapping)  # type: ignore[attr-defined]
+        maps = (reducer.mmap, STANDARD_MMAP, quire.KernelMapping)
+        reducer.mmap = maps  # type: ignore[attr-defined]

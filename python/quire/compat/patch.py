@@ -22,6 +22,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from quire.compat.memmap import tell_libraries
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
@@ -39,7 +41,13 @@ REPLACED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
 )
 """The module that has the names, the one that has the replacements, and the names."""
-LEFT_ALONE = ("numpy", "quire", "mmap", "multiprocessing.shared_memory")
+LEFT_ALONE = (
+    "numpy",
+    "quire",
+    "mmap",
+    "multiprocessing.shared_memory",
+    "joblib._memmapping_reducer",  # which is to know maps of both kinds: `tell_libraries`
+)
 """Packages whose own variables stay as they are, but for what `REPLACED` names."""
 SPAWN = "multiprocessing.spawn"
 PREPARATION = "get_preparation_data"
@@ -108,6 +116,7 @@ def _enter() -> None:
             try:
                 _replace(found)
                 _set(spawn, PREPARATION, _told_to_patch(spawn[PREPARATION]))
+                _renew_workers()
             except BaseException:
                 _restore()
                 raise
@@ -149,6 +158,15 @@ def _restore() -> None:
         spot = _spots.pop()
         if spot.names.get(spot.name) is spot.now:
             spot.names[spot.name] = spot.before
+    tell_libraries()  # of numpy's own arrays, to one that was imported inside
+    _renew_workers()
+
+
+def _renew_workers() -> None:
+    """Has the next call of joblib start processes: those it keeps go by the classes of before."""
+    executor = sys.modules.get("joblib.executor")
+    if executor is not None and getattr(executor, "_executor_args", None) is not None:
+        executor._executor_args = ()  # type: ignore[attr-defined]
 
 
 def _after_fork_in_child() -> None:
