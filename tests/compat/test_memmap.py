@@ -233,6 +233,24 @@ class TestPickling:
         with pytest.raises(quire.ChangedError, match="another file"):
             pickle.loads(data)
 
+    @pytest.mark.parametrize("mode", ["r", "r+", "c"])
+    def test_no_file_is_made_longer(self, path: Path, mode: str) -> None:
+        """Neither another one nor its own: the sender's array would no longer raise."""
+        mapped = memmap(path, "f8", mode)
+        data = pickle.dumps(mapped)
+        path.rename(path.with_suffix(".moved"))
+        path.write_bytes(b"precious")
+        with pytest.raises(quire.ChangedError, match="another file"):
+            pickle.loads(data)
+        assert path.read_bytes() == b"precious"
+        path.with_suffix(".moved").replace(path)
+        os.truncate(path, 100)
+        with pytest.raises(
+            quire.TruncatedError, match=f"byte {8 * LENGTH}, the file by now at 100"
+        ):
+            pickle.loads(data)
+        assert path.stat().st_size == 100
+
     def test_a_file_without_a_name_is_refused(self) -> None:
         with tempfile.TemporaryFile() as file:
             made = memmap(file, "i4", "w+", shape=4)

@@ -182,22 +182,30 @@ def map_file(filename: Any, mode: str, offset: int, count: int, itemsize: int) -
         if mode in ("r+", "w+") and size < offset + wanted:
             _lengthen(filename if path is None else None, descriptor, offset + wanted)
         name, filename = _names(filename, path)
-        require_addresses(wanted)
+        window = _map_opened(descriptor, name, filename, mode, offset, wanted)
+    finally:
+        if path is not None:
+            os.close(descriptor)
+    window.shape = (count,)
+    return window
+
+
+def _map_opened(
+    descriptor: int, name: str | None, filename: Any, mode: str, offset: int, length: int
+) -> Window:
+    require_addresses(length)
+    try:
         mapping = quire.map(
             Opened(descriptor, name or f"descriptor {descriptor}"),
-            max(wanted, 1),
+            max(length, 1),
             sharing="private" if mode == "c" else "shared",
             protection="r" if mode == "r" else "rw",
             offset=offset,
         )
     except quire.Error as refused:
         raise as_system(refused, filename) from refused
-    finally:
-        if path is not None:
-            os.close(descriptor)
     window = Window(mapping, mode, offset)
     window.path, window.filename = name, filename
-    window.shape = (count,)
     return window
 
 
@@ -249,10 +257,12 @@ def _names(filename: Any, path: Any) -> tuple[str | None, str | Path | None]:
 
 
 def reopened(recipe: tuple[Any, ...]) -> Window:
-    """Maps again what `Window.recipe` tells.
+    """Maps again what `Window.recipe` tells; a file stays as it is found.
 
     Raises:
+        OSError: it cannot be opened or mapped.
         quire.ChangedError: another file has the path by now.
+        quire.TruncatedError: the file ends before the array.
     """
     if isinstance(recipe[0], quire.Mapping):
         mapping, mode, first = recipe
@@ -260,12 +270,21 @@ def reopened(recipe: tuple[Any, ...]) -> Window:
         window.at = first
         return window
     filename, path, mode, offset, length, identity = recipe
-    window = map_file(path, mode, offset, length, 1)
-    found = os.fstat(window.mapping.descriptor)  # type: ignore[attr-defined]
-    if identity[0] == platform.node() and identity[1:] != (found.st_dev, found.st_ino):
-        raise quire.ChangedError(
-            "another file has this path since the array was pickled: map that one, and send it",
-            source=path,
-        )
-    window.filename = filename
-    return window
+    descriptor = os.open(path, FLAGS[mode] | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if identity[0] == platform.node() and identity[1:] != (found.st_dev, found.st_ino):
+            raise quire.ChangedError(
+                "another file has this path since the array was pickled: map that one, and send it",
+                source=path,
+            )
+        end = offset + length
+        if found.st_size < end:
+            raise quire.TruncatedError(
+                f"the array ends at byte {end}, the file by now at {found.st_size}: write the file "
+                "again, or map what is left, and send that",
+                source=path,
+            )
+        return _map_opened(descriptor, path, filename, mode, offset, length)
+    finally:
+        os.close(descriptor)
