@@ -162,6 +162,13 @@ def test_threads_write_on_where_others_are(
     assert all(numbered[at] == numbered[at + LINE - 1] for at in range(0, LINES * LINE, LINE))
 
 
+def fill_to_its_end(m: mmap.mmap, data: bytes, started: threading.Event) -> None:
+    started.set()
+    with contextlib.suppress(ValueError):  # it is closed
+        while True:
+            m[EVERY_OTHER] = data
+
+
 @pytest.mark.usefixtures("_no_switches")
 def test_close_waits_for_who_sets_bytes_apart() -> None:
     """The bytes that are set are first copied, and nobody may close between the two."""
@@ -170,13 +177,7 @@ def test_close_waits_for_who_sets_bytes_apart() -> None:
         m = mmap.mmap(-1, SIZE)
         started = threading.Event()
 
-        def fill(m: mmap.mmap = m, started: threading.Event = started) -> None:
-            with pytest.raises(ValueError, match="closed"):
-                while True:
-                    started.set()
-                    m[EVERY_OTHER] = data
-
-        filler = threading.Thread(target=fill)
+        filler = threading.Thread(target=fill_to_its_end, args=(m, data, started))
         filler.start()
         started.wait()
         m.close()
