@@ -209,6 +209,18 @@ def test_resize_waits_for_who_reads_and_they_for_it(m: mmap.mmap) -> None:
     assert wrong == []
 
 
+def test_threads_that_resize_leave_file_and_mapping_of_one_length(m: mmap.mmap) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            sizes = iter((SIZE, 2 * SIZE, SIZE // 2, 3 * SIZE))
+            in_threads(lambda sizes=sizes: m.resize(next(sizes)))
+            assert m.size() == len(m)
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_a_view_is_refused_or_whole_while_others_resize(m: mmap.mmap) -> None:
     ended = threading.Event()
     wrong: list[object] = []

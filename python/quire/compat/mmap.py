@@ -165,7 +165,7 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
         _require_made(self)
         return os.fstat(self._descriptor).st_size
 
-    def resize(self, newsize: SupportsIndex, /) -> None:
+    def resize(self, newsize: SupportsIndex, /) -> None:  # type: ignore[override]  # as there
         """Changes how many bytes are mapped, and the length of the file to where they end.
 
         Raises:
@@ -189,17 +189,15 @@ class mmap(MappedFile):  # noqa: N801 (the name that it stands for)
             raise ValueError("new size out of range")
         if size == 0:
             _refuse(errno.EINVAL, "a mapping has at least one byte: close it instead")
-        private = super().mapping.map_flags & MAP_TYPE == MAP_PRIVATE
-        has_file = self._descriptor != -1
-        end = self._offset + size
-        if has_file and private:
-            os.ftruncate(self._descriptor, end)  # its own pages do not make it longer
+
+        def cut() -> None:
+            if self._descriptor != -1:
+                os.ftruncate(self._descriptor, self._offset + size)
+
         try:
-            super().resize(size)
+            super().resize(size, with_file=cut)
         except quire.Error as refused:
             raise as_system(refused) from refused
-        if has_file and not private:
-            os.ftruncate(self._descriptor, end)
 
     def set_name(self, name: str, /) -> None:
         """Names anonymous memory in /proc/self/maps (Linux 5.17).

@@ -307,12 +307,16 @@ impl MappedFileBase {
         self.mapping.call_method0(py, "close").map(|_| ())
     }
 
-    /// Changes how many bytes there are, as the mapping's own `resize`; BufferError while views are alive.
-    #[pyo3(signature = (size, /))]
-    fn resize(&self, py: Python<'_>, size: usize) -> PyResult<()> {
+    /// Changes how many bytes there are, as the mapping's own `resize`; BufferError while views are alive. What is
+    /// to be done with the file is called while all others wait: before private memory is changed, or after shared.
+    #[pyo3(signature = (size, /, *, with_file=None))]
+    fn resize(&self, py: Python<'_>, size: usize, with_file: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         self.span(py)?;
         self.begin_change(py, "mmap can't resize with extant pointers exported.")?;
-        let resized = self.mapping.call_method1(py, "resize", (size,));
+        let mapping = || self.mapping.call_method1(py, "resize", (size,)).map(drop);
+        let file = || with_file.map_or(Ok(()), |call| call.call0().map(drop));
+        let resized =
+            if self.is_private() { file().and_then(|()| mapping()) } else { mapping().and_then(|()| file()) };
         let opened = self.open(py);
         self.end_change(if opened.is_ok() { OPEN } else { CLOSED });
         resized.and(opened)
