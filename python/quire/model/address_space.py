@@ -21,7 +21,7 @@ from quire.model.calls.mseal import mseal
 from quire.model.calls.msync import msync
 from quire.model.calls.munmap import munmap
 from quire.model.calls.remap_file_pages import remap_file_pages
-from quire.model.errors import CallError, Signalled
+from quire.model.errors import CallError, ModelError, Signalled
 from quire.model.space import Space
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class AddressSpace(Space):
         child = AddressSpace(self.machine)
         try:
             fork(self, child)
-        except CallError:
+        except ModelError:
             child.exit()
             raise
         return child
@@ -182,6 +182,8 @@ class AddressSpace(Space):
             try:
                 self.load(address + done, wanted)
             except Signalled:
+                if not self.alive:
+                    raise
                 if not done:
                     raise CallError("EFAULT", f"a bad buffer at {address:#x}") from None
                 break
@@ -193,6 +195,8 @@ class AddressSpace(Space):
         try:
             self.store(address, content)
         except Signalled as signal:
+            if not self.alive:
+                raise
             return signal.done
         return len(content)
 
@@ -201,6 +205,8 @@ class AddressSpace(Space):
         try:
             return self.load(address, count)
         except Signalled as signal:
+            if not self.alive:
+                raise
             return self.load(address, signal.done)
 
     def _chunk(self, file: OpenFile, offset: int, left: int) -> int:

@@ -116,6 +116,7 @@ class Session:
             result, error = "", str(refused)
         except NonCanonicalAddress as refused:
             result, error = "", f"not a canonical address: {refused}"
+        self._forget_the_dead()
         return Step(line.strip(), self.machine.trace.take(), result, error)
 
     def _start(self, machine: Machine) -> None:
@@ -126,6 +127,14 @@ class Session:
         self.files: dict[str, OpenFile] = {}
         self.names: dict[str, int] = {}
         self.own_table: PageTable | None = None
+
+    def _forget_the_dead(self) -> None:
+        """Processes that left, or were killed for want of memory; when none is left, init begins."""
+        self.spaces = {name: space for name, space in self.spaces.items() if space.alive}
+        if not self.spaces:
+            self.spaces["init"] = AddressSpace(self.machine)
+        if not self.space.alive:
+            self.space = next(iter(self.spaces.values()))
 
     @staticmethod
     def _call(verb: Callable[..., str], words: list[str]) -> str:
@@ -391,12 +400,8 @@ class Session:
         return f"{name} runs"
 
     def _verb_exit(self) -> str:
-        self.space.exit()
         name = next(name for name, space in self.spaces.items() if space is self.space)
-        del self.spaces[name]
-        if not self.spaces:
-            self.spaces["init"] = AddressSpace(self.machine)
-        self.space = next(iter(self.spaces.values()))
+        self.space.exit()
         return f"{name} has ended"
 
     def _verb_cpu(self, number: str) -> str:
@@ -585,7 +590,7 @@ class Session:
         return "\n".join(lines)
 
     def _verb_help(self) -> str:
-        return "\n".join((__doc__ or "").split("::\n\n")[1].split("\n\n>>>")[0].splitlines())
+        return (__doc__ or "").split("::\n\n")[1].split("\n\n>>>")[0]
 
 
 def _word(victim: object) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from quire.model import fault
 from quire.model import flags as f
-from quire.model.errors import DiskError, OutOfMemory, Signalled
+from quire.model.errors import DiskError, ModelError, OutOfMemory, Signalled
 from quire.model.huge_fault import free_private
 from quire.model.mmu import Access, NonCanonicalAddress, PageFault
 from quire.model.page import Marker, Page
@@ -49,9 +49,9 @@ class Space:
         self.geometry: Geometry = machine.geometry
         self.page_bits = machine.geometry.page_bits
         block_pages = self.geometry.block_size >> self.page_bits
-        self.vmas = VmaSet(self, self.page_bits, block_pages, machine.max_map_count)
+        self._vmas = VmaSet(self, self.page_bits, block_pages, machine.max_map_count)
         self.overlay: dict[int, Page | Marker] = {}
-        self.table = PageTable(machine.geometry, machine.memory)
+        self._table = PageTable(machine.geometry, machine.memory)
         self.limits: dict[str, int | None] = {
             "AS": None,
             "DATA": None,
@@ -71,6 +71,20 @@ class Space:
         """Faults resolved without I/O, and with it (getrusage(2))."""
         self._volatile: list[int] = []
         self.alive = True
+
+    @property
+    def vmas(self) -> VmaSet:
+        """What is mapped. Raises `ModelError` when the address space has ended."""
+        if not self.alive:
+            raise ModelError(f"address space {self.asid} has ended")
+        return self._vmas
+
+    @property
+    def table(self) -> PageTable:
+        """Its page table. Raises as `vmas`."""
+        if not self.alive:
+            raise ModelError(f"address space {self.asid} has ended")
+        return self._table
 
     # Accesses, as the instructions of a program make them.
 

@@ -1,13 +1,23 @@
 import pytest
 
-from quire.model import GEOMETRIES, AddressSpace, CallError, Machine, OpenFile
+from quire.model import (
+    GEOMETRIES,
+    AddressSpace,
+    CallError,
+    Machine,
+    ModelError,
+    OpenFile,
+    Signalled,
+)
 from quire.model import flags as f
 from quire.model.checks import Check, refuse_first
+from quire.model.invariants import check
 from quire.model.views import maps
 
 PAGE = 4096
 RW = 3
-FIXED = f.MAP["PRIVATE"] | f.MAP["ANON"] | f.MAP["FIXED"]
+PRIVATE_ANON = f.MAP["PRIVATE"] | f.MAP["ANON"]
+FIXED = PRIVATE_ANON | f.MAP["FIXED"]
 
 
 def refused(errno, call, *arguments):
@@ -144,3 +154,40 @@ def test_address_spaces_of_one_machine_have_their_own_numbers():
     machine = Machine()
     spaces = [AddressSpace(machine) for _ in range(3)]
     assert len({space.asid for space in spaces}) == 3
+
+
+def test_an_ended_address_space_says_so():
+    machine = Machine()
+    space, other = AddressSpace(machine), AddressSpace(machine)
+    at = space.mmap(0, PAGE, RW, PRIVATE_ANON)
+    space.store(at, b"x")
+    space.exit()
+    for call in (
+        space.exit,
+        space.fork,
+        lambda: space.mmap(0, PAGE, RW, PRIVATE_ANON),
+        lambda: space.munmap(at, PAGE),
+        lambda: space.madvise(at, PAGE, 4),
+        lambda: space.load(at, 1),
+        lambda: space.store(at, b"x"),
+        lambda: maps(space),
+    ):
+        with pytest.raises(ModelError, match="address space 1 has ended"):
+            call()
+    assert machine.spaces == [other]
+    check(machine)
+
+
+@pytest.mark.parametrize("call", ["pipe_write_from", "read_into", "write_from"])
+def test_a_call_that_kills_its_process_does_not_go_on(call):
+    machine = Machine(frames=2)
+    space = AddressSpace(machine)
+    at = space.mmap(0, 4 * PAGE, RW, PRIVATE_ANON)
+    file = OpenFile("f", "regular", machine.file("f", b"abc", on_disk=False))
+    space.store(at, b"a")
+    swapless = space.mmap(0, PAGE, RW, f.MAP["SHARED"] | f.MAP["ANON"])
+    arguments = (swapless, 3) if call == "pipe_write_from" else (file, swapless, 3, 0)
+    with pytest.raises(Signalled, match="SIGKILL OOM"):
+        getattr(space, call)(*arguments)
+    assert not space.alive
+    check(machine)

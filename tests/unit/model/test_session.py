@@ -278,3 +278,35 @@ def test_every_verb_works():
         step = session.do(line)
         assert step.error is None, step
     assert step.result == "nothing is mapped"
+
+
+def test_a_process_killed_for_want_of_memory_is_gone():
+    session = Session()
+    for line in (
+        "machine frames=3",
+        "mmap 8p rw as=a",
+        "fork c1",
+        "store a x",
+        "store a+1p x",
+        "store a+2p x",
+        "process c1",
+        "store a x",
+    ):
+        step = session.do(line)
+    assert any(event.kind == "oom kill" for event in step.events)
+    with pytest.raises(SessionError, match="no process 'init': of c1"):
+        session.do("process init")
+    for line, result in (("exit", "c1 has ended"), ("mmap 1p rw as=b", None), ("store b x", None)):
+        step = session.do(line)
+        assert step.error is None
+        assert result in (None, step.result)
+
+
+def test_the_last_process_killed_gives_way_to_init():
+    session = Session()
+    session.do("machine frames=1")
+    session.do("mmap 2p rw as=a")
+    session.do("store a x")
+    assert session.do("store a+1p x").error.startswith("SIGKILL OOM")
+    assert session.do("load a").error.startswith("SIGSEGV")
+    assert session.do("exit").result == "init has ended"
