@@ -12,7 +12,7 @@ CASES = Path(__file__).parent / "cases"
 FILES = ("cases", "more_cases", "huge_cases", "random_cases", "random_long_cases")
 ROWS = {
     "cases": 189,
-    "more_cases": 713,
+    "more_cases": 719,
     "huge_cases": 73,
     "random_cases": 1000,
     "random_long_cases": 40,

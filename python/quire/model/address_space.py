@@ -174,20 +174,23 @@ class AddressSpace(Space):
                 break  # after a short copy it is tried once more: the file may have grown
         return done
 
-    def pipe_write_from(self, address: int, count: int) -> int:
-        """write(2) to an empty pipe, which takes whole pages or nothing of them."""
+    def pipe_write_from(self, pipe: OpenFile, address: int, count: int) -> int:
+        """write(2) to a pipe that has room: each of its pages takes all of its part, or nothing.
+
+        What is more than whole pages goes first, into the last page if it has room for it.
+        """
         page, done = self.geometry.page_size, 0
+        rest = count % page
+        wanted = rest if rest and 0 < pipe.fill <= page - rest else min(page, count)
+        before = pipe.fill if wanted == rest else 0
         while done < count:
-            wanted = min(page, count - done)
-            try:
-                self.load(address + done, wanted)
-            except Signalled:
-                if not self.alive:
-                    raise
+            if len(self.copy_in(address + done, wanted)) < wanted:
                 if not done:
-                    raise CallError("EFAULT", f"a bad buffer at {address:#x}") from None
+                    raise CallError("EFAULT", f"a bad buffer at {address:#x}")
                 break
-            done += wanted
+            pipe.fill = before + wanted
+            done, before = done + wanted, 0
+            wanted = min(page, count - done)
         return done
 
     def copy_out(self, address: int, content: bytes) -> int:

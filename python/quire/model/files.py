@@ -29,6 +29,8 @@ class OpenFile:
     writable: bool = True
     appends: bool = False
     only_path: bool = False
+    fill: int = 0
+    """Bytes in the last page of a pipe; 0 when it is empty."""
 
     @property
     def mappable(self) -> bool:

@@ -25,6 +25,7 @@ MAP: Final = {
     "FIXED": 0x10,
     "ANON": 0x20,
     "F32BIT": 0x40,
+    "ABOVE4G": 0x80,
     "GROWSDOWN": 0x100,
     "DENYWRITE": 0x800,
     "EXECUTABLE": 0x1000,

@@ -155,6 +155,7 @@ def _queues(machine: Machine) -> None:
     pages = {page for page in machine.memory.pages if page is not None and page.pool is None}
     resident = {page for page in pages if not page.poisoned}
     assert pageout.unevictable <= resident, "a page without a frame is held to be unevictable"
+    assert all(page.wired for page in pageout.unevictable), "a page that nobody locks is stuck"
     queued = len(resident) - len(pageout.unevictable)
     assert len(pageout.policy) == queued, "a page that no victim search will find, or a lost one"
 

@@ -141,7 +141,7 @@ class Machine:
         return space.locked_bytes() + size <= limit // page * page
 
     def may_promise(self, pages: int) -> bool:
-        """Whether `pages` more private pages may be promised (`__vm_enough_memory`)."""
+        """Whether `pages` more pages may be promised (`__vm_enough_memory`)."""
         bits = self.geometry.page_bits
         swap = len(self.swap.slots) if self.swap.size is None else self.swap.size
         total = (self.memory_bytes >> bits) + swap
@@ -152,9 +152,11 @@ class Machine:
         return self.promised_pages() + pages <= (self.memory_bytes >> bits) // 2 + swap
 
     def promised_pages(self) -> int:
-        """Pages promised to all address spaces (Committed_AS)."""
-        size = sum(vma.size for space in self.spaces for vma in space.vmas if vma.flags & f.ACCOUNT)
-        return size >> self.geometry.page_bits
+        """Pages promised to all address spaces: private ones, shared memory (Committed_AS)."""
+        vmas = [vma for space in self.spaces for vma in space.vmas]
+        private = sum(vma.size for vma in vmas if vma.flags & f.ACCOUNT)
+        shared = {vma.object for vma in vmas if vma.object is not None}
+        return (private >> self.geometry.page_bits) + sum(each.promised for each in shared)
 
     def write_back(self) -> None:
         """Every dirty page of a file goes to the disk (sync(2)).

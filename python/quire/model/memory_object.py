@@ -27,6 +27,8 @@ class MemoryObject:
     backing: DiskFile | None = None
     volatile = False
     """Whether a translation holds for one access only (devices)."""
+    promised = 0
+    """Pages promised to all who map it, until it ends."""
 
     def __init__(self, pageout: Pageout, name: str) -> None:
         self.pageout = pageout

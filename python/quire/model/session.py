@@ -461,7 +461,7 @@ class Session:
         return "\n".join(
             f"{entry.line}\n  rss {entry.rss} pss {entry.pss:.0f} shared {entry.shared}"
             f" private {entry.private} dirty {entry.shared_dirty + entry.private_dirty}"
-            f" anonymous {entry.anonymous} swap {entry.swap} locked {entry.locked}"
+            f" anonymous {entry.anonymous} swap {entry.swap} locked {entry.locked:.0f}"
             for entry in smaps(self.space)
         )
 

@@ -200,7 +200,9 @@ class Space:
         held = self.overlay.pop(page_number, None)
         if isinstance(held, Page):
             held.holders.discard((self, page_number))
-            if not held.holders:
+            if held.holders:
+                self.machine.pageout.rescue(held)  # perhaps it was locked here alone
+            else:
                 self.machine.pageout.free(held)
 
     def shows(self, target: MemoryObject, index: int) -> bool:

@@ -52,7 +52,7 @@ class SmapsEntry:
     """What /proc/PID/smaps counts of one mapping, in bytes.
 
     `pss` and `swap_pss` are shared out among all who have a page; of swap, as in Linux, private
-    pages alone. `swap` has the pages of shared memory that are there, too.
+    pages alone. `locked` is the `pss` of a locked mapping. `swap` has the pages of shared memory that are there, too.
     """
 
     line: MapsLine
@@ -65,7 +65,7 @@ class SmapsEntry:
     anonymous: int = 0
     swap: int = 0
     swap_pss: float = 0.0
-    locked: int = 0
+    locked: float = 0.0
 
     @property
     def size(self) -> int:
@@ -107,7 +107,7 @@ def _smaps_entry(space: Space, vma: Vma) -> SmapsEntry:
     for page in _swapped(space, vma):
         entry.swap += size
         entry.swap_pss += size / len(page.holders) if page.holders else 0
-    entry.locked = entry.rss if vma.flags & f.LOCKED else 0
+    entry.locked = entry.pss if vma.flags & f.LOCKED else 0
     return entry
 
 

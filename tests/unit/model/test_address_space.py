@@ -186,8 +186,53 @@ def test_a_call_that_kills_its_process_does_not_go_on(call):
     file = OpenFile("f", "regular", machine.file("f", b"abc", on_disk=False))
     space.store(at, b"a")
     swapless = space.mmap(0, PAGE, RW, f.MAP["SHARED"] | f.MAP["ANON"])
-    arguments = (swapless, 3) if call == "pipe_write_from" else (file, swapless, 3, 0)
+    arguments = (
+        (OpenFile("pipe", "pipe"), swapless, 3)
+        if call == "pipe_write_from"
+        else (file, swapless, 3, 0)
+    )
     with pytest.raises(Signalled, match="SIGKILL OOM"):
         getattr(space, call)(*arguments)
     assert not space.alive
     check(machine)
+
+
+def test_fork_asks_for_each_mapping_that_is_inherited(world):
+    space = world(memory_bytes=1 << 30).space
+    large = 600 << 20
+    first = space.mmap(0, large, RW, PRIVATE_ANON)
+    space.mmap(0, large, f.PROT_WRITE, PRIVATE_ANON)
+    space.fork().exit()
+    space.mmap(first + large, large, RW, FIXED)  # one mapping with the first
+    refused("ENOMEM", space.fork)
+    assert space.machine.spaces == [space]
+    space.madvise(first, 2 * large, f.MADV["DONTFORK"])
+    space.fork().exit()
+
+
+def test_shared_memory_is_promised_until_nobody_maps_it(world):
+    space = world(memory_bytes=64 * PAGE, overcommit=2).space
+    shared = f.MAP["SHARED"] | f.MAP["ANON"]
+    at = space.mmap(0, 24 * PAGE, RW, shared | f.MAP["NORESERVE"])  # means nothing in this mode
+    refused("ENOMEM", space.mmap, 0, 9 * PAGE, RW, PRIVATE_ANON)
+    child = space.fork()
+    assert space.machine.promised_pages() == 24
+    space.munmap(at, 24 * PAGE)
+    child.munmap(at, 23 * PAGE)
+    refused("ENOMEM", space.mmap, 0, 9 * PAGE, RW, shared)
+    child.exit()
+    assert space.machine.promised_pages() == 0
+    space.mmap(0, 32 * PAGE, RW, shared)
+
+
+def test_mappings_above_4_gib():
+    for geometry in GEOMETRIES.values():
+        machine = Machine(geometry)
+        space = AddressSpace(machine)
+        page = geometry.page_size
+        limit = page << 20
+        above = PRIVATE_ANON | f.MAP["ABOVE4G"]
+        space.mmap(limit, geometry.user_top - limit, 0, FIXED | f.MAP["NORESERVE"])
+        refused("ENOMEM", space.mmap, 0, page, RW, above)
+        assert space.mmap(limit // 2, page, RW, above) == limit // 2  # a free hint holds
+        assert space.mmap(0, page, RW, PRIVATE_ANON) == limit - page

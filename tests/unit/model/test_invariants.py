@@ -117,3 +117,10 @@ def test_translation_of_a_page_that_is_not_held(space):
     page = space.overlay.pop(space.at // PAGE)
     assert page.frame is not None
     broken(space, "not held here")
+
+
+def test_page_that_is_stuck_though_nobody_locks_it(space):
+    page = space.overlay[space.at // PAGE]
+    space.machine.pageout.withdraw(page)
+    space.machine.pageout.unevictable.add(page)
+    broken(space, "nobody locks")

@@ -4,6 +4,7 @@ import pytest
 
 from quire.model import Signalled
 from quire.model import flags as f
+from quire.model.invariants import check
 from quire.model.policy import Clock, Fifo, Lru
 
 PAGE = 4096
@@ -269,3 +270,19 @@ def test_eviction_that_fails_keeps_the_page(world):
     other = w.file("g", b"b" * 4 * PAGE)
     assert other.pread(4 * PAGE, 0) == b"b" * 4 * PAGE
     assert w.space.load(at, 5) == b"dirty"
+
+
+def test_a_page_that_was_locked_where_it_is_given_up_can_be_evicted_again(world):
+    w = world(frames=2, swap=None, policy=Fifo())
+    at = w.anonymous(8)
+    w.space.store(at, b"x")
+    w.space.mlock(at, PAGE)
+    child = w.space.fork()
+    w.space.store(at + PAGE, b"y" * 5 * PAGE)
+    page = child.overlay[at // PAGE]
+    assert page in w.machine.pageout.unevictable
+    w.space.munmap(at, PAGE)
+    assert page not in w.machine.pageout.unevictable
+    check(w.machine)
+    w.space.store(at + PAGE, b"z" * 5 * PAGE)
+    assert page.frame is None

@@ -44,6 +44,16 @@ def test_smaps_count_swap_and_locks(world):
     assert (entry.rss, entry.swap, entry.locked) == (4 * PAGE, 0, 4 * PAGE)
 
 
+def test_smaps_share_out_what_is_locked(world):
+    w = world()
+    at = w.anonymous(4, flags=SHARED)
+    w.space.store(at, b"x" * 4 * PAGE)
+    w.space.fork().load(at, 2 * PAGE)
+    w.space.mlock(at, 4 * PAGE)
+    (entry,) = smaps(w.space)
+    assert (entry.rss, entry.pss, entry.locked) == (4 * PAGE, 3 * PAGE, 3 * PAGE)
+
+
 def test_smaps_of_shared_memory_in_swap(world):
     w = world(frames=2, swap=None)
     at = w.anonymous(4, flags=SHARED)

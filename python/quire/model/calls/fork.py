@@ -24,16 +24,16 @@ def fork(parent: Space, child: Space) -> None:
     Raises:
         CallError: ENOMEM, its private pages may not be promised.
     """
-    promised = sum(vma.size for vma in parent.vmas if vma.flags & f.ACCOUNT)
-    if not parent.machine.may_promise(promised >> parent.page_bits):
-        raise CallError("ENOMEM", "more memory than may be promised")
     child.limits = dict(parent.limits)
     child.may_lock_beyond_limit = parent.may_lock_beyond_limit
     child.may_map_low = parent.may_map_low
     child.brk_start, child.brk_end = parent.brk_start, parent.brk_end
     for vma in parent.vmas:
-        if not vma.flags & f.DONTFORK:
-            _inherit(parent, child, vma)
+        if vma.flags & f.DONTFORK:
+            continue
+        if vma.flags & f.ACCOUNT and not parent.machine.may_promise(vma.size >> parent.page_bits):
+            raise CallError("ENOMEM", "more memory than may be promised")
+        _inherit(parent, child, vma)
 
 
 def _inherit(parent: Space, child: Space, vma: Vma) -> None:

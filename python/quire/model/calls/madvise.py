@@ -182,6 +182,10 @@ def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
     if not isinstance(vma.object, FileObject):
         raise CallError("EOPNOTSUPP", "a device has no holes")
     offset = vma.index(start, space.page_bits) << space.page_bits
+    if offset >= 1 << 63:
+        raise CallError("EINVAL", "MADV_REMOVE at an offset that is negative as a signed number")
+    if offset + end - start > vma.object.largest:
+        raise CallError("EFBIG", "beyond what a file can be")
     vma.object.punch(offset, end - start)
 
 

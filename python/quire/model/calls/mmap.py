@@ -242,7 +242,8 @@ def _place(r: MmapRequest) -> int:
         first_whole = -(-r.offset // huge) * huge
         if r.offset + r.size - first_whole < huge:
             align = 0
-    return find_place(r.space, r.size, r.address, align=align, phase=phase, low=r.has("F32BIT"))
+    low, high = r.has("F32BIT"), r.has("ABOVE4G")
+    return find_place(r.space, r.size, r.address, align=align, phase=phase, low=low, high=high)
 
 
 def _sealed(r: MmapRequest) -> bool:
@@ -302,7 +303,7 @@ def _map(r: MmapRequest) -> None:
         target.attach(space)  # what they hold of the pool is free only when this mapping is there
     space.unmap(r.address, r.end)
     try:
-        _ask_file(r)
+        _ask_file(r, vma.object)
         space.vmas.add(vma)
     finally:
         for target in files:
@@ -310,8 +311,17 @@ def _map(r: MmapRequest) -> None:
             target.unmapped()
 
 
-def _ask_file(r: MmapRequest) -> None:
-    """The file is asked last; when it refuses, what was mapped there is gone (since Linux 6.12)."""
+def _ask_file(r: MmapRequest, target: MemoryObject | None) -> None:
+    """The file is asked last; when it refuses, what was mapped there is gone (since Linux 6.12).
+
+    Memory shared without a file is of one made for it, and is promised as a whole.
+    """
+    nameless = target is not None and (r.anonymous or r.opened.kind == "zero")
+    if target is not None and nameless and not r.vma_flags & f.NORESERVE:
+        pages = r.size >> r.space.page_bits
+        if not r.space.machine.may_promise(pages):
+            raise CallError("ENOMEM", "more shared memory than may be promised")
+        target.promised = pages
     if r.file is not None and isinstance(r.file.object, HugeObject):
         _promise_huge_pages(r, r.file.object)
     if r.vma_flags & f.SYNC and r.file is not None and r.file.on_disk:
@@ -336,9 +346,6 @@ def _vma(r: MmapRequest) -> Vma:
         return Vma(r.address, r.end, r.vma_flags, r.address >> bits)
     target: MemoryObject | None
     if r.anonymous or (r.opened.kind == "zero" and r.vma_flags & f.SHARED):
-        pages = r.size >> bits
-        if not r.vma_flags & f.NORESERVE and not r.space.machine.may_promise(pages):
-            raise CallError("ENOMEM", "more shared memory than may be promised")
         target = r.space.machine.shared_anonymous(r.size)
         offset = 0 if r.anonymous else r.offset >> bits  # of /dev/zero it counts, strangely
         return Vma(r.address, r.end, r.vma_flags, offset, target)

@@ -14,6 +14,7 @@ from quire.model.calls.placement import find_place
 from quire.model.calls.populate import populate
 from quire.model.checks import Check, refuse_first
 from quire.model.errors import CallError
+from quire.model.geometry import WORD
 from quire.model.page import Page
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ class _Request:
 
     @property
     def overlaps(self) -> bool:
-        """Whether source and target touch."""
-        return self.start < self.target + self.new and self.target < self.start + self.old
+        """Whether source and target touch. Linux lets the end of the source wrap."""
+        end = (self.start + self.old) % WORD
+        return self.start < self.target + self.new and self.target < end
 
 
 @dataclass
@@ -207,13 +209,11 @@ def _to_target(r: _Request, vma: Vma) -> int:
     space = r.space
     if r.flags & _FIXED:
         munmap(space, r.target, r.new)
+        vma = _source(r)
     if r.new < r.old:
         munmap(space, r.start + r.new, r.old - r.new)
         r = replace(r, old=r.new)
-    found = space.vmas.find(r.start)
-    if found is None:
-        raise CallError("EFAULT", "the source is gone")
-    vma = found
+        vma = _source(r)
     pages = r.old >> space.page_bits
     if r.flags & _DONTUNMAP and not space.machine.may_grow(space, vma.flags, pages):
         raise CallError("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
@@ -222,6 +222,17 @@ def _to_target(r: _Request, vma: Vma) -> int:
     if not r.flags & _FIXED:
         r = replace(r, target=find_place(space, r.new, r.target & -space.geometry.page_size))
     return _move(r, vma)
+
+
+def _source(r: _Request) -> Vma:
+    """The mapping to move, after something beside it was unmapped: perhaps it is another, or gone.
+
+    Only a source that wraps can overlap what was unmapped.
+    """
+    vma = r.space.vmas.find(r.start)
+    if vma is None:
+        raise CallError("EFAULT", "the source is gone")
+    return vma
 
 
 def _grow(r: _Request, vma: Vma) -> int:

@@ -16,15 +16,23 @@ __all__ = ["find_place", "gap_start", "hint_is_free"]
 
 _LOW_32BIT_PAGES = 0x4_0000, 0x8_0000
 """With pages of 4 KiB the second GiB, where x86 puts MAP_32BIT."""
+_PAGES_BELOW_4GIB = 0x10_0000
 
 
 def find_place(
-    space: Space, length: int, hint: int, *, align: int = 0, phase: int = 0, low: bool = False
+    space: Space,
+    length: int,
+    hint: int,
+    *,
+    align: int = 0,
+    phase: int = 0,
+    low: bool = False,
+    high: bool = False,
 ) -> int:
     """An address for `length` free bytes: at `hint` if all of it is free, else the highest hole.
 
     `align` asks for a place that is `phase` beyond a multiple of it (huge pages), if there is one.
-    `low` is MAP_32BIT.
+    `low` is MAP_32BIT, `high` MAP_ABOVE4G, which binds no hint.
 
     Raises:
         CallError: ENOMEM, there is no hole.
@@ -33,6 +41,8 @@ def find_place(
     highest = space.geometry.window_top
     if hint > highest:
         top, highest = top + space.geometry.user_top - highest, space.geometry.user_top
+    if high:
+        bottom = _PAGES_BELOW_4GIB << space.page_bits
     if low:
         bottom, top = (pages << space.page_bits for pages in _LOW_32BIT_PAGES)
     far = low and hint + length > top

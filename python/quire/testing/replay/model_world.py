@@ -389,9 +389,10 @@ class ModelWorld:
         return {"ok": self.scale.down(done)}
 
     def _pipe_write_from(self, op: Op) -> Outcome:
-        if not self._fd(op).writable:
+        pipe = self._fd(op)
+        if not pipe.writable:
             raise CallError("EBADF", "the end of a pipe that is read")
-        done = self.p.space.pipe_write_from(self._address(op["at"]), self.scale.up(op["n"]))
+        done = self.p.space.pipe_write_from(pipe, self._address(op["at"]), self.scale.up(op["n"]))
         return {"ok": self.scale.down(done)}
 
     # Processes, views, limits.
