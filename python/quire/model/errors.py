@@ -59,6 +59,7 @@ class DiskError(ModelError):
 
     def __init__(self, errno: str, why: str) -> None:
         self.errno = errno
+        self.why = why
         super().__init__(f"{errno}: {why}")
 
 
@@ -71,6 +72,6 @@ def as_call_error() -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        raise CallError(error.errno, str(error)) from error
+        raise CallError(error.errno, error.why) from error
     except OutOfMemory as error:
         raise CallError("ENOMEM", str(error)) from error

@@ -59,6 +59,21 @@ class Machine:
         overcommit: int = 0,
         max_map_count: int = 65530,
     ) -> None:
+        for name, value, least in (
+            ("frames", frames, 1),
+            ("swap", swap, 0),
+            ("tlb", tlb, 0),
+            ("tlb_ways", tlb_ways, 1),
+            ("cpus", cpus, 1),
+            ("huge_pages", huge_pages, 0),
+            ("disk_blocks", disk_blocks, 0),
+            ("memory_bytes", memory_bytes, 0),
+            ("max_map_count", max_map_count, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} is too small: at least {least}")
+        if overcommit not in (0, 1, 2):
+            raise ValueError(f"overcommit={overcommit}: 0, 1 or 2")
         self.geometry = geometry
         self.trace = Trace()
         self.memory = PhysicalMemory(geometry.page_size)
@@ -174,6 +189,8 @@ class Machine:
 
     def advance(self, seconds: int) -> None:
         """Lets time pass, in which the flusher writes what has been dirty too long, or too much."""
+        if seconds < 0:
+            raise ValueError(f"seconds={seconds} is too small: at least 0")
         self.pageout.flusher.advance(seconds)
 
     def poison(self, frame: int) -> None:

@@ -129,7 +129,7 @@ class Session:
         self.own_table: PageTable | None = None
 
     def _forget_the_dead(self) -> None:
-        """Processes that left, or were killed for want of memory; when none is left, init begins."""
+        """Processes that left or were killed for want of memory; when none is left, init begins."""
         self.spaces = {name: space for name, space in self.spaces.items() if space.alive}
         if not self.spaces:
             self.spaces["init"] = AddressSpace(self.machine)

@@ -114,7 +114,9 @@ class Space:
             try:
                 self._settle()
             except DiskError:
-                raise Signalled("SIGBUS", "BUS_OBJERR", start) from None
+                signal = Signalled("SIGBUS", "BUS_OBJERR", start)
+                signal.done = done
+                raise signal from None
 
     def fetch(self, address: int) -> int:
         """Fetches an instruction byte."""

@@ -45,7 +45,8 @@ class Tlb:
     def __init__(self, size: int = 64, ways: int = 4) -> None:
         self.size = size
         self.ways = min(ways, size)
-        assert size == 0 or size % self.ways == 0, "the ways must divide the size"
+        if size and size % self.ways:
+            raise ValueError(f"{size} entries cannot be divided into sets of {self.ways}")
         self.sets: list[dict[Key, TlbEntry]] = [{} for _ in range(size // self.ways if size else 0)]
         self.hits = 0
         self.misses = 0

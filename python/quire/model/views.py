@@ -52,7 +52,8 @@ class SmapsEntry:
     """What /proc/PID/smaps counts of one mapping, in bytes.
 
     `pss` and `swap_pss` are shared out among all who have a page; of swap, as in Linux, private
-    pages alone. `locked` is the `pss` of a locked mapping. `swap` has the pages of shared memory that are there, too.
+    pages alone. `swap` has the pages of shared memory that are there, too. `locked` is the `pss` of
+    a locked mapping.
     """
 
     line: MapsLine

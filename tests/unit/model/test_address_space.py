@@ -236,3 +236,58 @@ def test_mappings_above_4_gib():
         refused("ENOMEM", space.mmap, 0, page, RW, above)
         assert space.mmap(limit // 2, page, RW, above) == limit // 2  # a free hint holds
         assert space.mmap(0, page, RW, PRIVATE_ANON) == limit - page
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"frames": 0}, "frames=0 is too small: at least 1"),
+        ({"swap": -1}, "swap=-1 is too small: at least 0"),
+        ({"tlb": -4}, "tlb=-4"),
+        ({"tlb_ways": 0}, "tlb_ways=0 is too small: at least 1"),
+        ({"tlb": 6, "tlb_ways": 4}, "6 entries cannot be divided into sets of 4"),
+        ({"cpus": 0}, "cpus=0 is too small: at least 1"),
+        ({"huge_pages": -1}, "huge_pages=-1"),
+        ({"disk_blocks": -1}, "disk_blocks=-1"),
+        ({"memory_bytes": -1}, "memory_bytes=-1"),
+        ({"max_map_count": -1}, "max_map_count=-1"),
+        ({"overcommit": 3}, "overcommit=3: 0, 1 or 2"),
+    ],
+)
+def test_machines_that_cannot_be(options, words):
+    with pytest.raises(ValueError, match=words):
+        Machine(**options)
+
+
+def test_time_does_not_go_back():
+    with pytest.raises(ValueError, match="seconds=-9 is too small: at least 0"):
+        Machine().advance(-9)
+
+
+def test_read_ahead_ends_quietly_at_a_broken_block(world):
+    w = world()
+    file = w.file("f", b"x" * 4 * PAGE)
+    at = w.mapped(file, 4)
+    file.object.sync(0, 4)
+    w.space.madvise(at, 4 * PAGE, f.MADV["PAGEOUT"])
+    w.machine.disk.broken.add(("f", 2))
+    w.space.madvise(at, 4 * PAGE, f.MADV["WILLNEED"])
+    assert sorted(file.object.pages) == [0, 1]
+    with pytest.raises(Signalled, match="SIGBUS"):
+        w.space.load(at + 2 * PAGE, 1)
+
+
+def test_collapse_of_shared_memory_without_frames(world):
+    w = world(frames=8)
+    block = w.space.geometry.block_size
+    at = w.space.mmap(2 * block, block, RW, f.MAP["SHARED"] | f.MAP["ANON"])
+    w.space.store(at, b"x")
+    refused("ENOMEM", w.space.madvise, at, block, f.MADV["COLLAPSE"])
+    assert w.space.load(at, 1) == b"x"
+
+
+def test_an_errno_is_said_once(world):
+    w = world(disk_blocks=1)
+    with pytest.raises(CallError) as caught:
+        w.file("f", b"x" * PAGE).pwrite(b"y", 2 * PAGE)
+    assert str(caught.value) == "ENOSPC: all 1 blocks of the disk are in use"

@@ -109,3 +109,14 @@ def test_what_a_device_cannot_do(counter):
     ):
         with pytest.raises(CallError, match=errno):
             call()
+
+
+def test_a_store_that_the_driver_refuses_tells_what_was_stored_before(counter, monkeypatch):
+    def refuse(index, content):
+        if index == 1:
+            raise DiskError("EIO", "the register is broken")
+
+    monkeypatch.setattr(counter.driver, "sync", refuse)
+    with pytest.raises(Signalled, match="BUS_OBJERR") as caught:
+        counter.space.store(counter.at + PAGE - 2, b"wxyz")
+    assert (caught.value.address, caught.value.done) == (counter.at + PAGE, 2)

@@ -54,5 +54,5 @@ def test_machine_divides_its_tlb(size, ways):
 
 
 def test_ways_must_divide_the_size():
-    with pytest.raises(AssertionError, match="divide"):
+    with pytest.raises(ValueError, match="divide"):
         Tlb(5, 2)

@@ -15,7 +15,7 @@ from quire.model import flags as f
 from quire.model.calls.munmap import Range
 from quire.model.calls.populate import touch
 from quire.model.checks import Check, refuse_first
-from quire.model.errors import CallError
+from quire.model.errors import CallError, DiskError, as_call_error
 from quire.model.file_object import FileObject
 from quire.model.huge_fault import free_private
 from quire.model.page import Marker, Page
@@ -215,7 +215,7 @@ def _pageout(space: Space, vma: Vma, start: int, end: int) -> None:
 
 
 def _willneed(space: Space, vma: Vma, start: int, end: int) -> None:
-    """Reads ahead, if there is room: a hint does not evict."""
+    """Reads ahead, if there is room: a hint does not evict. It ends at a block that is broken."""
     pageout = space.machine.pageout
     waiting = [page for page in _known_pages(space, vma, start, end) if page.frame is None]
     for page in waiting:
@@ -226,7 +226,10 @@ def _willneed(space: Space, vma: Vma, start: int, end: int) -> None:
     last = min(vma.index(end, space.page_bits), vma.object.page_count())
     for index in range(vma.index(start, space.page_bits), last):
         if pageout.has_room:
-            vma.object.page(index)
+            try:
+                vma.object.page(index)
+            except DiskError:
+                return
 
 
 def _collapse(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -241,7 +244,8 @@ def _collapse(space: Space, vma: Vma, start: int, end: int) -> None:
     refused = None
     for base in range(first, min(high, end // block * block), block):
         try:
-            fault.collapse(space, vma, base)
+            with as_call_error():
+                fault.collapse(space, vma, base)
         except CallError as error:
             refused = error
     if refused is not None:
