@@ -46,54 +46,28 @@ opt: 7 faults
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quire.model import flags as f
 from quire.model.address_space import AddressSpace
 from quire.model.device import CounterDriver
-from quire.model.errors import CallError, DiskError, ModelError, OutOfMemory, Signalled
+from quire.model.errors import CallError, DiskError, OutOfMemory, Signalled
 from quire.model.files import OpenFile
 from quire.model.geometry import GEOMETRIES, X86_ENTRIES, Geometry
 from quire.model.machine import Machine
 from quire.model.mmu import Access, NonCanonicalAddress, PageFault
 from quire.model.page_table import PageTable
 from quire.model.policy import POLICIES, count_faults
+from quire.model.step import SessionError, Step
 from quire.model.views import maps, pagemap, smaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quire.model.trace import Event, Value
-
 __all__ = ["Session", "SessionError", "Step"]
 
 _INDEX_BITS_MAX, _PAGE_BITS_MAX, _ADDRESS_BITS_MAX = 20, 20, 64
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class SessionError(ModelError, ValueError):
-    """A line that cannot be understood."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What came of one line: its events in order, and the answer or the error."""
-
-    line: str
-    events: list[Event] = field(default_factory=list)
-    result: str = ""
-    error: str | None = None
-
-    def as_json(self) -> dict[str, object]:
-        """As one object."""
-        events: list[dict[str, Value]] = [{"event": e.kind, **e.facts} for e in self.events]
-        return {"line": self.line, "events": events, "result": self.result, "error": self.error}
-
-    def __str__(self) -> str:
-        lines = [f"> {self.line}", *(f"    {event}" for event in self.events)]
-        lines += [f"  {line}" for line in (self.error or self.result).splitlines()]
-        return "\n".join(lines)
 
 
 class Session:

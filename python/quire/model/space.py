@@ -114,9 +114,9 @@ class Space:
             try:
                 self._settle()
             except DiskError:
-                signal = Signalled("SIGBUS", "BUS_OBJERR", start)
-                signal.done = done
-                raise signal from None
+                refused = Signalled("SIGBUS", "BUS_OBJERR", start)
+                refused.done = done
+                raise refused from None
 
     def fetch(self, address: int) -> int:
         """Fetches an instruction byte."""
