@@ -96,6 +96,10 @@ def test_privileged_rows_are_roots_alone(monkeypatch):
     assert replay([row], Setting()).skipped == {}
 
 
+def row_of(files=None, **op):
+    return json.dumps({"id": "r", "files": files or {}, "ops": [op] if op else [], "out": [{}]})
+
+
 WRONG_FILES = {
     "not json": ("{", "line 1: Expecting"),
     "no object": ("[1]", "must hold one JSON object"),
@@ -110,7 +114,22 @@ WRONG_FILES = {
     "advisory": ('{"ops": [], "out": [], "advisory_from": "x"}', "'advisory_from' is not"),
     "tags": ('{"ops": [], "out": [], "tags": [7]}', "'tags' is not"),
     "shmem": ('{"ops": [], "out": [], "out_shmem": {"7": {}}}', "'out_shmem' is not"),
-    "length": ('{"ops": [{"op": "load", "n": "x"}], "out": [{}]}', "load: 'n' is no number: 'x'"),
+    "length": (
+        '{"ops": [{"op": "load", "n": "x"}], "out": [{}]}',
+        "load: 'n' is no number of 0 or more: 'x'",
+    ),
+    "negative": (row_of(op="load", at=0, n=-5), "load: 'n' is no number of 0 or more: -5"),
+    "address": (row_of(op="load", at=[0], n=1), "load: 'at' is no address: [0]"),
+    "address of words": (row_of(op="load", at={"abs": "x"}, n=1), "'at' is no address"),
+    "byte": (row_of(op="store", at=0, n=1, byte=256), "store: 'byte' is no byte: 256"),
+    "hexadecimal": (row_of(op="store", at=0, hex="0g"), "'hex' is no hexadecimal text: '0g'"),
+    "flags": (row_of(op="mmap", at=0, flags={}), "mmap: 'flags' is no flags: {}"),
+    "flags by name": (row_of(op="mlock2", at=0, len=1, flags="x"), "'flags' is no number: 'x'"),
+    "name": (row_of(op="fork", child=3), "fork: 'child' is no name: 3"),
+    "seals": (row_of(op="seal", fd="f", seals="GROW"), "'seals' is no list of names: 'GROW'"),
+    "size of words": (row_of(files={"f": {"size": "x"}}), "'files' is not"),
+    "no size": (row_of(files={"f": {"seed": 1}}), "'files' is not"),
+    "path": (row_of(files={"../f": {"size": 1}}), "'files' is not"),
 }
 
 
@@ -149,6 +168,8 @@ WRONG_OPERATIONS = {
     "madvise: no 'NOPE'": {"op": "madvise", "at": 0, "len": 1, "advice": "NOPE"},
     "fsize: no 'f'": {"op": "fsize", "fd": "f"},
     "maps: no 'p7'": {"op": "maps", "proc": "p7"},
+    "setrlimit: no 'NOPE'": {"op": "setrlimit", "res": "NOPE", "cur": 1},
+    "setrlimit: no 'STACK'": {"op": "setrlimit", "res": "STACK", "cur_plus": 1},
 }
 
 
@@ -160,6 +181,15 @@ def test_operations_that_are_not_of_the_format(on):
     assert [m["row"] for m in total.mismatches] == list(WRONG_OPERATIONS)
     for mismatch in total.mismatches:
         assert mismatch["row"] in mismatch["given"]["harness"]
+
+
+@pytest.mark.parametrize("on", ["model", "kernel"])
+def test_a_process_that_has_ended_does_nothing_more(on):
+    ops = [{"op": "fork", "child": "c"}, {"op": "exit", "proc": "c"}, {**MMAP, "proc": "c"}]
+    row = Row("ended", True, {}, ops, [{"ok": 0}] * 3)
+    (mismatch,) = replay([row], Setting(on=on)).mismatches
+    assert mismatch["index"] == 2
+    assert "mmap: no 'c'" in mismatch["given"]["harness"]
 
 
 @pytest.mark.parametrize(

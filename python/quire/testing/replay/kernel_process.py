@@ -48,7 +48,13 @@ _NUMBERS = {
 _SEGV = {1: "SEGV_MAPERR", 2: "SEGV_ACCERR", 128: "SI_KERNEL"}
 _BUS = {1: "BUS_ADRALN", 2: "BUS_ADRERR", 3: "BUS_OBJERR", 4: "BUS_MCEERR_AR"}
 _ERRNO = {**errno.errorcode, 95: "EOPNOTSUPP"}
-_LIMITS = {"AS": "VmSize", "DATA": "VmData", "MEMLOCK": "VmLck"}
+_LIMITS = {
+    "AS": resource.RLIMIT_AS,
+    "DATA": resource.RLIMIT_DATA,
+    "MEMLOCK": resource.RLIMIT_MEMLOCK,
+    "STACK": resource.RLIMIT_STACK,
+}
+_USES = {"AS": "VmSize", "DATA": "VmData", "MEMLOCK": "VmLck"}
 _MODES = {
     "r": os.O_RDONLY,
     "w": os.O_WRONLY,
@@ -344,8 +350,8 @@ class KernelProcess:
         return {"ok": 0}
 
     def _setrlimit(self, op: Op) -> Outcome:
-        number = getattr(resource, f"RLIMIT_{op['res']}")
-        cur = op["cur"] if "cur" in op else _status(_LIMITS[op["res"]]) + op["cur_plus"]
+        number = Names(_LIMITS)[op["res"]]
+        cur = op["cur"] if "cur" in op else _status(Names(_USES)[op["res"]]) + op["cur_plus"]
         resource.setrlimit(number, (cur, resource.getrlimit(number)[1]))
         return {"ok": 0}
 

@@ -45,7 +45,7 @@ class KernelWorld:
         self._kept: list[int] = []
         self._directory = tempfile.TemporaryDirectory()
         self._paths = {name: self._make(name) for name in row.files}
-        self._numbers = {"p0": 0}
+        self._numbers: dict[str, int | None] = {"p0": 0}
         self._ends: dict[int, int] = {}
         """A pidfd of each child of a row, by number."""
         self._sockets: list[socket.socket] = []
@@ -95,9 +95,10 @@ class KernelWorld:
 
     def do(self, op: Op) -> Outcome:
         """The outcome of one operation."""
-        number = self._numbers.get(op.get("proc", "p0"))
+        process = op.get("proc", "p0")
+        number = self._numbers.get(process)
         if number is None:
-            return malformed(op, Missing(op["proc"]))
+            return malformed(op, Missing(process))
         if op["op"] == "fork":
             child = len(self._numbers)
             self._numbers[op["child"]] = child
@@ -111,6 +112,7 @@ class KernelWorld:
             self._ends[op["number"]] = os.pidfd_open(outcome.pop("pid"))
         elif op["op"] == "exit":
             self._wait_end(number)
+            self._numbers[process] = None
         return outcome
 
     def _wait_end(self, number: int) -> None:

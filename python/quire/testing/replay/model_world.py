@@ -404,6 +404,7 @@ class ModelWorld:
 
     def _exit(self, op: Op) -> Outcome:
         self.p.space.exit()
+        del self.processes[op.get("proc", "p0")]
         return {"ok": 0}
 
     def _maps(self, op: Op) -> Outcome:
@@ -441,6 +442,8 @@ class ModelWorld:
 
     def _setrlimit(self, op: Op) -> Outcome:
         space, name = self.p.space, op["res"]
+        if name not in space.limits:
+            raise Missing(name)
         if "cur" in op:
             limit = self.scale.up(op["cur"])
         else:
@@ -449,7 +452,7 @@ class ModelWorld:
                 "DATA": space.data_pages() << space.page_bits,
                 "MEMLOCK": space.locked_bytes(),
             }
-            limit = used[name] + self.scale.up(op["cur_plus"])
+            limit = Names(used)[name] + self.scale.up(op["cur_plus"])
         space.limits[name] = limit
         return {"ok": 0}
 

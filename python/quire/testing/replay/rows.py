@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = [
@@ -38,7 +40,16 @@ Value = TypeVar("Value")
 
 _POOL = "env:nr_hugepages="
 
-_NUMBERS = {"len", "off", "n", "old", "new", "size", "page", "pages", "pgoff", "byte", "seed"}
+_NUMBERS = {"len", "off", "old", "new", "size", "pgoff", "seed", "limit"}
+_COUNTS = {"n", "page", "pages", "spare", "cur", "cur_plus"}
+_WORDS = {"proc", "child", "file", "mode", "r", "w", "res", "cap", "as", "a", "b", "vec"}
+_PLAIN_NUMBERS = {
+    ("mlock2", "flags"),
+    ("mlockall", "flags"),
+    ("mseal", "flags"),
+    ("remap_file_pages", "prot"),
+}
+"""Flags that have no names in rows."""
 
 
 class Missing(Exception):  # noqa: N818 - it says what it is
@@ -113,12 +124,79 @@ def _rows(raw: Any) -> list[Row]:
     for op in raw["ops"]:
         if not isinstance(op, dict) or "op" not in op:
             raise RowError(f'row {name}: {op!r} is no operation: an object with "op" is')
-        for field in _NUMBERS & op.keys():
-            if not isinstance(op[field], int):
-                raise RowError(f"row {name}: {op['op']}: {field!r} is no number: {op[field]!r}")
+        for field, value in op.items():
+            wanted = _kind(op["op"], field)
+            if not _KINDS[wanted](value):
+                raise RowError(f"row {name}: {op['op']}: {field!r} is no {wanted}: {value!r}")
     if len(outcomes) != len(raw["ops"]):
         raise RowError(f"row {name}: {len(raw['ops'])} operations, but {len(outcomes)} outcomes")
     return _both_kinds(raw)
+
+
+def _kind(op: str, field: str) -> str:
+    """What the field of an operation must be: a key of `_KINDS`."""
+    if field in _NUMBERS or (op, field) in _PLAIN_NUMBERS:
+        return "number"
+    if field in _COUNTS:
+        return "number of 0 or more"
+    if field in _WORDS:
+        return "name"
+    named = {"at": "address", "to": "address", "flags": "flags", "advice": "flags"}
+    others = {"prot": "protection", "fd": "descriptor", "hex": "hexadecimal text"}
+    return {**named, **others, "byte": "byte", "seals": "list of names"}.get(field, "value")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and value in range(256)
+
+
+def _is_address(value: Any) -> bool:
+    """An offset into the arena, null, a variable's name, or an object that says where."""
+    if isinstance(value, dict):
+        numbers = (value.get("abs", 0), value.get("delta", 0))
+        return all(isinstance(n, int) for n in numbers) and isinstance(value.get("var", ""), str)
+    return value is None or isinstance(value, int | str)
+
+
+def _are_flags(value: Any) -> bool:
+    return all(
+        isinstance(one, int | str) for one in (value if isinstance(value, list) else [value])
+    )
+
+
+def _is_hex(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("([0-9a-fA-F]{2})*", value) is not None
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "number": lambda value: isinstance(value, int),
+    "number of 0 or more": _is_count,
+    "byte": _is_byte,
+    "name": lambda value: isinstance(value, str),
+    "address": _is_address,
+    "flags": _are_flags,
+    "protection": lambda value: isinstance(value, int | str),
+    "descriptor": lambda value: isinstance(value, int | str),
+    "hexadecimal text": _is_hex,
+    "list of names": lambda value: (
+        isinstance(value, list) and all(isinstance(one, str) for one in value)
+    ),
+    "value": lambda value: True,
+}
+
+
+def _is_file(name: str, file: dict[str, Any]) -> bool:
+    """Whether a row's file can be made: its size, and what it is filled with."""
+    return (
+        "/" not in name
+        and _is_count(file.get("size"))
+        and _is_byte(file.get("byte", 0))
+        and all(isinstance(file.get(field, 0), int) for field in ("seed", "code"))
+    )
 
 
 def _check(name: str, raw: dict[str, Any]) -> None:
@@ -128,7 +206,7 @@ def _check(name: str, raw: dict[str, Any]) -> None:
     for part, is_right in (
         ("ops", isinstance(raw["ops"], list)),
         ("out", _all_objects(raw.get("out", []), list)),
-        ("files", _all_objects(files, dict)),
+        ("files", _all_objects(files, dict) and all(_is_file(*each) for each in files.items())),
         ("tags", all(isinstance(tag, str) for tag in raw.get("tags") or ())),
         ("advisory_from", advisory is None or isinstance(advisory, int)),
         ("out_shmem", _all_objects(shmem, dict) and _are_indices(shmem, count)),
