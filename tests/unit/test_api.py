@@ -176,6 +176,16 @@ def test_a_refused_budget_leaves_the_automatic_one_on(rows_file):
             quire.set_budget(None)
 
 
+def test_an_automatic_budget_ends_at_once(rows_file):
+    """What is set then is not followed away from by a step that was under way."""
+    with quire.open(rows_file, mode="c"):
+        for number in range(200):
+            quire.set_budget("auto")
+            quire.set_budget((40 << 20) + number)
+            assert quire.budget() == (40 << 20) + number
+        quire.set_budget(None)
+
+
 def test_process_budget_bounds_all_mappings(rows_file, rows):
     quire.set_budget("1 MiB")
     try:

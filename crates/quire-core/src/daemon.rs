@@ -15,6 +15,7 @@ use crate::page_cache::{Account, PAGE_CACHE};
 use crate::pageout;
 use crate::pressure::{Controller, Reader};
 use crate::space::SPACE;
+use crate::sys::fork::ForkMutex;
 use crate::sys::lock::Mutex;
 use crate::sys::thread;
 use crate::units::ByteCount;
@@ -24,10 +25,13 @@ use crate::watermark::{BELL, LOW_SHARE, exceeds, is_for_daemon, is_short};
 const LOOK: Duration = Duration::from_millis(100);
 
 static AUTOMATIC: AtomicBool = AtomicBool::new(false);
+/// Held while the daemon sets an automatic budget; new in the child of a fork, which has none.
+pub static STEP: ForkMutex<()> = ForkMutex::new(());
 
-/// Has the process-wide budget follow what the machine has free, or no longer.
+/// Has the process-wide budget follow what the machine has free, or no longer from when this returns.
 pub fn set_automatic(on: bool) {
     AUTOMATIC.store(on, Ordering::Release);
+    drop(STEP.lock());
     BELL.ring();
 }
 
@@ -70,11 +74,7 @@ fn serve(stop: &AtomicBool) {
     let mut budget = AutoBudget::default();
     while !stop.load(Ordering::Acquire) {
         BELL.hush();
-        if is_automatic() {
-            budget.step();
-        } else {
-            budget.running = None; // it begins anew when it is asked for again
-        }
+        budget.follow();
         if !work() && !stop.load(Ordering::Acquire) {
             let limit = if is_automatic() { LOOK } else { Duration::from_secs(3600) };
             BELL.wait(limit);
@@ -115,7 +115,22 @@ struct AutoBudget {
 }
 
 impl AutoBudget {
-    fn step(&mut self) {
+    fn follow(&mut self) {
+        if self.is_changed() {
+            shrink();
+        }
+    }
+
+    fn is_changed(&mut self) -> bool {
+        let _step = STEP.lock();
+        if !is_automatic() {
+            self.running = None; // it begins anew when it is asked for again
+            return false;
+        }
+        self.step()
+    }
+
+    fn step(&mut self) -> bool {
         let used = ByteCount(PAGE_CACHE.account.used().0 + PAGE_CACHE.account.metadata().0);
         let (reader, controller, looked) = self.running.get_or_insert_with(|| {
             let reader = Reader::new();
@@ -124,12 +139,12 @@ impl AutoBudget {
         });
         let elapsed = looked.elapsed();
         if elapsed < LOOK {
-            return;
+            return false;
         }
         *looked = Instant::now();
         let budget = controller.step(&reader.read(), used, elapsed);
         PAGE_CACHE.account.set_budget(budget.max(PAGE_CACHE.account.least()));
-        shrink();
+        true
     }
 }
 

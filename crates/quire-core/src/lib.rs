@@ -34,7 +34,8 @@
 //! (`syncing` is held over a whole sync, `scan` over a scan), `Standby::list`, `Mapping::entry`,
 //! `FillPool::queue`, `Granules::starts`, `Chunks::marks`, `Frames::scratch`,
 //! `ZstdStore::kept`, `Swap::slots`, `Codec::kept`, `buffers::KEPT`, `counters::RETIRED`, `signal::INSTALL`,
-//! `channel::Slot::answer`. `ExternalStore::channel` is held while a pager process is started,
+//! `channel::Slot::answer`, `daemon::STEP`. `Wishes::pins` is held over mlock(2), and taken before SPACE.
+//! `ExternalStore::channel` is held while a pager process is started,
 //! `Channel::child` while one ends. A fork takes RUNTIME and SPACE in that order; the child replaces the
 //! leaves. No lock of ours is ever held while user memory is touched, so a signal handler that resolves
 //! a fault may take any of them.

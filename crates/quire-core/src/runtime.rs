@@ -12,7 +12,7 @@ use std::sync::{Arc, MutexGuard, Once};
 
 use crate::buffers;
 use crate::counters::RETIRED;
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::errors::{MapError, words_of};
 use crate::fault;
 use crate::fill::FillPool;
@@ -188,6 +188,7 @@ extern "C" fn after_fork_in_child() {
         // What the kernel pages is inherited as it is; other threads' calls on it ended with them.
         SPACE.kernel_mut().values_mut().for_each(|region| region.reset_in_child());
         kernel_daemon::reset_in_child(SPACE.kernel().values());
+        daemon::STEP.replace_in_child(());
         for entry in SPACE.entries_in_child() {
             entry.armed.store(false, Ordering::Release);
             // Failing here leaves a hole: a touch is then a SIGSEGV that finds the entry all the same.

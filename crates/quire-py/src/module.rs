@@ -65,8 +65,8 @@ pub fn set_budget(py: Python<'_>, budget_bytes: Option<u64>) -> PyResult<()> {
 
 /// Has the process-wide budget follow what the machine has free, or no longer.
 #[pyfunction]
-pub fn set_automatic_budget(on: bool) {
-    daemon::set_automatic(on);
+pub fn set_automatic_budget(py: Python<'_>, on: bool) {
+    py.detach(|| daemon::set_automatic(on));
 }
 
 /// The process-wide budget in bytes.
