@@ -6,6 +6,9 @@ huge pages are free, so the pool must be nobody else's while such a row runs on 
 A row that moves mappings has no private ones that were promised anything: when part of such a one
 is moved, Linux 6.18 forgets the promises of the rest, and the machine's pool is smaller by those
 until it is started anew (`fixup_hugetlb_reservations` clears them of the whole VMA).
+
+A mapping that is populated replaces no other: Linux gives the pages of replaced shared memory back
+when the call returns (its file is let go by then), and so has not got them for this.
 """
 
 from __future__ import annotations
@@ -106,6 +109,8 @@ class _Generator:
             flags.append("HUGETLB")
         if self.rng.random() < 0.3:
             flags.append(self.rng.choice(["NORESERVE", "NORESERVE", "POPULATE", "LOCKED"]))
+        if {"POPULATE", "LOCKED"} & set(flags):
+            flags[2] = "FIXED_NOREPLACE"
         if self.moves and "PRIVATE" in flags:
             flags.append("NORESERVE")
         op: Op = {"op": "mmap", "at": at, "len": length, "prot": self._protection()}
