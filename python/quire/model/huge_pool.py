@@ -9,8 +9,8 @@ children instead, and they are SIGBUS from then on where they have no page
 
 Huge pages lie beside the frames that the page daemon gives out: they are never evicted.
 
-Simpler than Linux: the pages of shared memory that a mapping replaces are back for that very mapping;
-Linux lets its file go when the call returns.
+Simpler than Linux: the pages of shared memory that a mapping replaces are back for that very
+mapping; Linux lets its file go when the call returns.
 """
 
 from __future__ import annotations
