@@ -12,16 +12,16 @@ from quire.map_flags import MapFlag
 __all__ = ["new_memory_file", "refusal"]
 
 
-def new_memory_file(name: str, size: int, label: str, permissions: int = 0o600) -> int:
-    """A descriptor of ``size`` bytes of zeros, whose size is sealed.
+def new_memory_file(name: str, size: int, label: str) -> int:
+    """A descriptor of ``size`` bytes of zeros, whose size is sealed, for its owner alone.
 
-    ``name`` is what /proc shows, ``label`` what errors call it, ``permissions`` the mode.
+    ``name`` is what /proc shows, ``label`` what errors call it.
 
     Raises:
         quire.Error: the system refuses; the message says which limit was hit.
     """
     try:
-        return _core.make_memory_file(os.fsencode(name), size, permissions)
+        return _core.make_memory_file(os.fsencode(name), size, 0o600)
     except OSError as error:
         raise refusal(error, size, label) from None
 
