@@ -233,6 +233,21 @@ def child_forks_while_pinning(_path: str) -> None:
     thread.join()
 
 
+def child_forks_with_locks(path: str) -> None:
+    file = Path(path)
+    with quire.map(file, sharing="shared", protection="rw") as mapping:
+        mapping.lock()
+        with over_protected(mapping, file):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(int(locked_of_process() > 0))
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_child_inherits_no_locks(path: Path) -> None:
+    children.run(child_forks_with_locks, path).check()
+
+
 def test_a_child_can_pin(path: Path) -> None:
     children.run(child_forks_while_pinning, path).check()
 

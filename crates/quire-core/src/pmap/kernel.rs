@@ -289,6 +289,7 @@ impl Region {
         self.users.store(0, Ordering::Release);
         // SAFETY: the caller's (contract).
         unsafe { self.wishes.reset_in_child() }
+        self.locks = Locks::default(); // which the child has not inherited
         self.uncover();
     }
 
